@@ -11,11 +11,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::App;
+use super::access::{AuthContext, Peer};
 use super::answer::Refusal;
 use super::request_body;
 use crate::clock;
 use crate::decision::{Kind, Numbered, Principal};
-use crate::job::Remark;
+use crate::job::{GateKind, Remark};
 use crate::ledger;
 use crate::oci::Digest;
 
@@ -34,15 +35,18 @@ pub struct DecisionRequest {
     /// Of a release: the number of the decision to end, instead of a target.
     #[serde(default)]
     pub id: Option<u64>,
-    /// Of an accept: what staging names.
+    /// Of an approve and an accept: what staging names.
     #[serde(default)]
     pub digest: Option<Digest>,
-    /// Of an accept: what production names.
+    /// Of an approve and an accept: what production names.
     #[serde(default)]
     pub replaces: Option<Digest>,
     /// Of a rollback: the digest to go back to.
     #[serde(default)]
     pub to: Option<Digest>,
+    /// Of an approve: gates that are passed although they are not met.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub despite: Vec<GateKind>,
     /// Of an accept: all existing tags of the route that the target names.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub all: bool,
@@ -89,11 +93,18 @@ pub type DecisionHandler = Arc<
 pub(super) async fn decide(
     State(app): State<Arc<App>>,
     Extension(principal): Extension<Principal>,
+    Extension(context): Extension<AuthContext>,
     request: Request,
 ) -> Result<Response, Refusal> {
     let (head, body) = request.into_parts();
     let body = request_body::collected(&app, body).await?;
     let request: DecisionRequest = request_body::json_object(&head.headers, &body)?;
+    // The command line prints the digest that it approves; others say which one they have seen.
+    let is_remote = matches!(context.peer, Peer::Tcp(_));
+    if request.kind == Kind::Approve && request.digest.is_none() && is_remote {
+        let text = "`approve` names the `digest` that is approved";
+        return Err(Refusal::bad_request(text));
+    }
     let answer = (app.services.decisions)(request, principal).await?;
     Ok((StatusCode::CREATED, Json(answer)).into_response())
 }

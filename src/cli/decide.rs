@@ -8,7 +8,7 @@ use super::lines::Lines;
 use super::output::clean;
 use super::progress::say;
 use super::remarks::Said;
-use super::socket::{Socket, refusal};
+use super::socket::{Socket, not_running, refusal};
 use super::sync::is_same_file;
 use super::{Arguments, Failure, load};
 use crate::admin::{DecisionAnswer, DecisionRequest};
@@ -154,10 +154,10 @@ impl Common {
         self.said.remarks()
     }
 
-    /// A request that needs a reason.
+    /// A decision about one tag.
     pub(super) fn request(&self, kind: Kind, target: &str) -> Result<DecisionRequest, Failure> {
         let remarks = self.said.remarks();
-        if remarks.reason.is_none() {
+        if kind.needs_reason() && remarks.reason.is_none() {
             return Err(Failure::usage(format_args!(
                 "`{kind}` needs a reason: give --reason TEXT"
             )));
@@ -169,6 +169,20 @@ impl Common {
             until: None,
             remarks,
         }))
+    }
+
+    /// Asks for a decision that takes a daemon.
+    pub(super) async fn order_of_daemon(
+        &self,
+        request: &DecisionRequest,
+        arguments: &Arguments,
+        lines: &mut Lines,
+    ) -> Result<u8, Failure> {
+        match self.ask_daemon(request, arguments).await? {
+            Some(answer) => self.show(&answer, lines),
+            None => return Err(not_running(&arguments.state_path()?)),
+        }
+        Ok(0)
     }
 
     /// The daemon's answer. `None`: no daemon runs.
@@ -259,6 +273,7 @@ fn request(decide: &Decide) -> DecisionRequest {
         digest: None,
         replaces: None,
         to: None,
+        despite: Vec::new(),
         all: false,
         until: decide.until.clone(),
         reason: decide.remarks.reason.clone(),
@@ -299,7 +314,14 @@ fn shown(answer: &DecisionAnswer) -> String {
         (Some(digest), Some(replaces)) => {
             text.push_str(&format!(" to {digest}, replaces {replaces}"));
         }
+        (Some(digest), None) if numbered.kind == Kind::Approve => {
+            text.push_str(&format!(" to {digest}"));
+        }
         _ => {}
+    }
+    if !decision.despite.is_empty() {
+        let gates: Vec<&str> = decision.despite.iter().map(|gate| gate.name()).collect();
+        text.push_str(&format!(" despite {}", gates.join(", ")));
     }
     if let Some(until) = decision.until {
         text.push_str(&format!(" until {until}"));

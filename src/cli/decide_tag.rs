@@ -1,4 +1,4 @@
-//! `accept`, `rollback`: decisions about what one tag names.
+//! `approve`, `accept`, `rollback`: decisions about what one tag names.
 
 use std::pin::pin;
 
@@ -8,13 +8,45 @@ use tokio_util::sync::CancellationToken;
 use super::decide::Common;
 use super::lines::Lines;
 use super::pass::Signals;
-use super::socket::not_running;
 use super::{Arguments, Failure};
 use crate::admin::{DecisionAnswer, DecisionRequest};
 use crate::clock;
 use crate::commands;
 use crate::decision::{Kind, Numbered, until};
+use crate::job::GateKind;
 use crate::oci::Digest;
+
+/// Approve: agree that a tag goes to the digest that staging names
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  blobferry approve production/prod-demo-app:v7
+  blobferry approve prod-demo-app:v7 --digest sha256:… --reason CHG-17
+  blobferry approve prod-demo-app:v7 --despite window,command --until 2h --reason INC-4
+
+It counts for the gate `approval` while staging names that digest, for its own
+tag and for moving tags of the same digest, and ends when staging moves. The
+digests are printed. --despite passes gates that are not met, for that digest,
+for 24 hours at most; it takes the right `override` and a reason. It takes a
+daemon.")]
+pub(super) struct Approve {
+    /// The destination tag: [REGISTRY/]REPOSITORY:TAG
+    #[arg(value_name = "TARGET")]
+    target: String,
+    /// What staging names; another digest is refused
+    #[arg(long, value_name = "DIGEST")]
+    digest: Option<Digest>,
+    /// What production names; another digest is refused
+    #[arg(long, value_name = "DIGEST")]
+    replaces: Option<Digest>,
+    /// Gates that are passed although they are not met
+    #[arg(long, value_name = "GATES", value_delimiter = ',', value_parser = gate)]
+    despite: Vec<GateKind>,
+    /// When it ends by itself: a time (RFC 3339) or a duration
+    #[arg(long, value_name = "TIME")]
+    until: Option<String>,
+    #[command(flatten)]
+    common: Common,
+}
 
 /// Accept: staging's digest is named once, over what production names
 #[derive(Debug, Args)]
@@ -73,6 +105,41 @@ pub(super) struct Rollback {
     common: Common,
 }
 
+fn gate(text: &str) -> Result<GateKind, String> {
+    let kinds = GateKind::ALL.into_iter();
+    kinds
+        .clone()
+        .find(|kind| kind.name() == text)
+        .ok_or_else(|| {
+            let names: Vec<&str> = kinds.map(GateKind::name).collect();
+            format!("no such gate (there are {})", names.join(", "))
+        })
+}
+
+impl Approve {
+    pub(super) async fn run(
+        &self,
+        arguments: &Arguments,
+        lines: &mut Lines,
+    ) -> Result<u8, Failure> {
+        if !self.despite.is_empty() && self.common.remarks().reason.is_none() {
+            return Err(Failure::usage(
+                "--despite needs a reason: give --reason TEXT",
+            ));
+        }
+        let request = DecisionRequest {
+            digest: self.digest,
+            replaces: self.replaces,
+            despite: self.despite.clone(),
+            until: self.until.clone(),
+            ..self.common.request(Kind::Approve, &self.target)?
+        };
+        self.common
+            .order_of_daemon(&request, arguments, lines)
+            .await
+    }
+}
+
 impl Accept {
     pub(super) async fn run(
         &self,
@@ -86,11 +153,9 @@ impl Accept {
             until: self.until.clone(),
             ..self.common.request(Kind::Accept, &self.target)?
         };
-        match self.common.ask_daemon(&request, arguments).await? {
-            Some(answer) => self.common.show(&answer, lines),
-            None => return Err(not_running(&arguments.state_path()?)),
-        }
-        Ok(0)
+        self.common
+            .order_of_daemon(&request, arguments, lines)
+            .await
     }
 }
 

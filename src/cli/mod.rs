@@ -185,6 +185,8 @@ enum Command {
     Release(decide::Release),
     /// Deny: this content is never carried, named or repaired, here or as part of anything
     Deny(decide::Deny),
+    /// Approve: agree that a tag goes to the digest that staging names
+    Approve(decide_tag::Approve),
     /// Accept: staging's digest is named once, over what production names
     Accept(decide_tag::Accept),
     /// Roll back: move a tag to what it named before, and keep what was replaced out of it
@@ -360,6 +362,7 @@ async fn dispatch(
         Command::Hold(command) => command.run(arguments, lines).boxed_local().await,
         Command::Release(command) => command.run(arguments, lines).boxed_local().await,
         Command::Deny(command) => command.run(arguments, lines).boxed_local().await,
+        Command::Approve(command) => command.run(arguments, lines).boxed_local().await,
         Command::Accept(command) => command.run(arguments, lines).boxed_local().await,
         Command::Rollback(command) => command.run(arguments, lines).boxed_local().await,
         Command::Demo(command) => command.run(lines).boxed_local().await,

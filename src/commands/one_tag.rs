@@ -66,6 +66,18 @@ impl OneTag {
         })
     }
 
+    /// What production names, if anything.
+    ///
+    /// # Errors
+    /// Where it cannot be asked.
+    pub(crate) async fn found(
+        &self,
+        topology: &Topology,
+        stop: &Stop,
+    ) -> Result<Option<Digest>, Fault> {
+        named_by(topology, &self.there, &self.place.tag, stop).await
+    }
+
     /// What production names.
     ///
     /// # Errors
@@ -75,11 +87,27 @@ impl OneTag {
         topology: &Topology,
         stop: &Stop,
     ) -> Result<Digest, Undecided> {
-        let named = named_by(topology, &self.there, &self.place.tag, stop).await?;
+        let named = self.found(topology, stop).await?;
         named.ok_or_else(|| Undecided::NotThere(format!("{} is not there", self.shown())))
     }
 
-    /// What staging names.
+    /// What staging names, where it must name something.
+    ///
+    /// # Errors
+    /// Where it names nothing, or cannot be asked.
+    pub(crate) async fn promoted(
+        &self,
+        topology: &Topology,
+        stop: &Stop,
+    ) -> Result<Digest, Undecided> {
+        let named = self.staging(topology, stop).await?;
+        named.ok_or_else(|| {
+            let text = format!("staging has nothing under the tag of {}", self.shown());
+            Undecided::NotThere(text)
+        })
+    }
+
+    /// What staging names, if anything.
     ///
     /// # Errors
     /// Where it cannot be asked.

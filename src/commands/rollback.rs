@@ -4,6 +4,7 @@
 //! ends by itself where the tag could not be moved. Neither holds nor gates stop it; what the gates
 //! come to is recorded with the promotion.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -316,6 +317,7 @@ impl Act<'_> {
             dry_run: false,
             refused: Arc::default(),
             pushed: None,
+            pushers: BTreeSet::new(),
             companions,
             rank: Rank::Named,
             max_wait: LONG_WAIT,

@@ -13,13 +13,15 @@ use crate::fault::clip;
 use crate::gate::sigstore;
 use crate::glob::{Glob, TooLong};
 use crate::job::gates::{
-    Attestation, Command, Dates, GateKind, Gates, Http, Identity, Key, Override, Root, Signer,
-    Subject, Token, Trusted, Window,
+    Approval, Attestation, Command, Dates, GateKind, Gates, Http, Identity, Key, Override, Root,
+    Signer, Subject, Token, Trusted, Window,
 };
 use crate::week::Hours;
 
 /// Longest `min_age`.
 const LONGEST_AGE: Duration = Duration::from_secs(366 * 24 * 3600);
+/// Most people of `approval`.
+const MOST_PEOPLE: usize = 20;
 /// Most entries of one list of a gate.
 const MOST: usize = 100;
 
@@ -29,6 +31,7 @@ pub(super) struct Written {
     referrers: Option<Option<Vec<String>>>,
     min_age: Option<Option<Duration>>,
     window: Option<Option<Window>>,
+    approval: Option<Option<Approval>>,
     signature: Option<Option<Vec<Trusted>>>,
     attestation: Option<Option<Vec<Attestation>>>,
     command: Option<Option<Command>>,
@@ -44,6 +47,7 @@ pub(super) fn read(item: &Item<'_>) -> Written {
         referrers: gate(&mut keys, "referrers", referrers),
         min_age: gate(&mut keys, "min_age", min_age),
         window: gate(&mut keys, "window", window),
+        approval: gate(&mut keys, "approval", approval),
         signature: gate(&mut keys, "signature", signature),
         attestation: gate(&mut keys, "attestation", attestation),
         command: gate(&mut keys, "command", command),
@@ -87,6 +91,12 @@ pub(super) fn merged(own: Written, defaults: &Written) -> Arc<Gates> {
         &defaults.window,
         &mut overrides,
     );
+    let approval = pick(
+        GateKind::Approval,
+        own.approval,
+        &defaults.approval,
+        &mut overrides,
+    );
     let command = pick(
         GateKind::Command,
         own.command,
@@ -114,6 +124,7 @@ pub(super) fn merged(own: Written, defaults: &Written) -> Arc<Gates> {
         referrers: referrers.unwrap_or_default(),
         min_age,
         window,
+        approval,
         overrides,
     })
 }
@@ -201,6 +212,17 @@ fn window(item: &Item<'_>) -> Option<Window> {
         open: open.unwrap_or_else(|| Some(Vec::new()))?,
         closed: closed.unwrap_or_else(|| Some(Vec::new()))?,
     })
+}
+
+fn approval(item: &Item<'_>) -> Option<Approval> {
+    let mut keys = item.section()?;
+    let people = keys.required("people", "how many different people must agree");
+    keys.finish(|_| false);
+    let people = people?.parse(|text| match text.parse::<usize>() {
+        Ok(people) if (1..=MOST_PEOPLE).contains(&people) => Ok(people),
+        _ => Err(format!("is a number from 1 to {MOST_PEOPLE}")),
+    });
+    Some(Approval { people: people? })
 }
 
 fn signature(item: &Item<'_>) -> Option<Vec<Trusted>> {

@@ -348,6 +348,8 @@ struct Gates {
     min_age: Option<String>,
     /// When tags move.
     window: Option<OrOff<OpenWindow>>,
+    /// People who must agree with `approve`.
+    approval: Option<OrOff<PeopleWhoAgree>>,
     /// Signers. One signature by any of them is enough.
     signature: Option<OrOff<Signatures>>,
     /// Statements that must be attached to the image and verify.
@@ -448,6 +450,14 @@ struct OpenWindow {
     open: Option<OneOrMany>,
     /// Days on which none moves: `2026-12-24`, `2026-12-15/2027-01-05`, or a list of such.
     closed: Option<OneOrMany>,
+}
+
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+struct PeopleWhoAgree {
+    /// How many different people: those who are established, without the one who pushed.
+    #[schemars(range(min = 1, max = 20))]
+    people: u32,
 }
 
 /// A gate, or `off` for none.

@@ -2,6 +2,7 @@
 //! that they wake.
 
 mod accept;
+mod approve;
 mod checks;
 mod follow;
 
@@ -22,6 +23,7 @@ use crate::job::{Actor, Cause, Remarks, TagId};
 use crate::ledger::Ledger;
 use crate::look::PassOptions;
 use crate::look::topology::Topology;
+use crate::parts::Parts;
 use crate::transfer::Stop;
 use crate::watch::{Handle, Scope};
 
@@ -39,13 +41,14 @@ struct Decider {
 
 /// What `POST /v1/decisions` is served with.
 pub(super) fn handler(
-    ledger: &Ledger,
+    parts: &Parts,
     topology: channel::Receiver<Arc<Topology>>,
     watch: Handle,
     stop: Stop,
 ) -> DecisionHandler {
+    let parts = parts.clone();
     let decider = Decider {
-        ledger: ledger.clone(),
+        ledger: parts.ledger.clone(),
         topology,
         watch,
         stop,
@@ -54,9 +57,14 @@ pub(super) fn handler(
         let decider = decider.clone();
         // What has begun ends, whether its caller waits or not.
         let decided = tokio::spawn(async move { decider.decide(request, principal).await });
+        let parts = parts.clone();
         async move {
             let ended = decided.await;
-            ended.unwrap_or_else(|_| Err(Refusal::draining()))
+            let answer = ended.unwrap_or_else(|_| Err(Refusal::draining()))?;
+            if !answer.decision.decision.despite.is_empty() {
+                parts.overridden();
+            }
+            Ok(answer)
         }
         .boxed()
     })
@@ -118,6 +126,10 @@ impl Decider {
                 return self
                     .release(topology, request, target, principal, actor)
                     .await;
+            }
+            Kind::Approve => {
+                let approved = self.approve(topology, request, target, principal, actor);
+                return approved.boxed().await;
             }
             Kind::Accept => {
                 let accepted = self.accept(topology, request, target, principal, actor);

@@ -251,12 +251,8 @@ impl Running {
         }));
         let mut server = JoinSet::new();
         let copies = copies::handler(&parts, sender.subscribe(), stop.clone());
-        let decisions = decisions::handler(
-            &parts.ledger,
-            sender.subscribe(),
-            handle.clone(),
-            stop.clone(),
-        );
+        let decisions =
+            decisions::handler(&parts, sender.subscribe(), handle.clone(), stop.clone());
         let services = services(&parts, handle, copies, decisions);
         server.spawn(bound.serve(services, server_stop.clone()));
         let running = Running {

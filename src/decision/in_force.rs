@@ -68,7 +68,7 @@ impl Numbered {
             Kind::Rollback => {
                 !candidate.is_rollback && self.keeps_out(&candidate.place, &candidate.digest)
             }
-            Kind::Accept | Kind::Release => false,
+            Kind::Approve | Kind::Accept | Kind::Release => false,
         }
     }
 
@@ -235,12 +235,15 @@ impl InForce {
         })
     }
 
-    /// The rollbacks of a tag that are over, because staging names something else.
+    /// The rollbacks and approvals of a tag that are over, because staging names something else.
     pub fn outlived(&self, place: &TagId, staging: &Digest) -> Vec<&Numbered> {
         let is_over = |one: &&Numbered| {
-            one.kind == Kind::Rollback
-                && one.target.is_tag(place)
-                && !one.decision.keeps_out.contains(staging)
+            let has_moved_on = match one.kind {
+                Kind::Rollback => !one.decision.keeps_out.contains(staging),
+                Kind::Approve => one.decision.digest != Some(*staging),
+                Kind::Hold | Kind::Deny | Kind::Accept | Kind::Release => false,
+            };
+            has_moved_on && one.target.is_tag(place)
         };
         self.decisions.iter().filter(is_over).collect()
     }

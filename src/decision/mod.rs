@@ -4,12 +4,14 @@
 //! |---|---|
 //! | hold | looks and carrying go on, naming waits |
 //! | deny | a manifest, config or layer is never carried, named or repaired |
+//! | approve | counts for the gate `approval`, or passes gates that are not met |
 //! | accept | names staging's digest once over what production names |
 //! | rollback | moves a tag back, and keeps what was replaced and what staging names out of it |
 //! | release | ends other decisions |
 //!
 //! A denial comes before a hold and what is kept out; all reasons are shown, and the first decides the result.
 
+mod approvals;
 mod in_force;
 mod right;
 mod target;
@@ -21,12 +23,13 @@ use std::fmt;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+pub use self::approvals::{Approval, Approvals, Change, GateOverride};
 pub use self::in_force::{Block, Candidate, InForce, Numbered, Verdict};
 pub use self::right::{NamePattern, Principal, Right, Rights};
 pub use self::target::{Destination, NotATarget, Target};
 pub use self::token::Token;
 pub use self::until::{NotAnEnd, until};
-use crate::job::Actor;
+use crate::job::{Actor, GateKind};
 use crate::oci::{Digest, RepositoryName, Tag};
 
 /// What a decision orders.
@@ -35,6 +38,8 @@ use crate::oci::{Digest, RepositoryName, Tag};
 pub enum Kind {
     /// Naming waits.
     Hold,
+    /// A person agrees that a tag goes to a digest.
+    Approve,
     /// Content is never carried, named or repaired.
     Deny,
     /// Staging's digest is named once, over what production names.
@@ -47,8 +52,9 @@ pub enum Kind {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Kind; 5] = [
+    pub const ALL: [Kind; 6] = [
         Kind::Hold,
+        Kind::Approve,
         Kind::Deny,
         Kind::Accept,
         Kind::Rollback,
@@ -59,6 +65,7 @@ impl Kind {
     pub fn name(self) -> &'static str {
         match self {
             Kind::Hold => "hold",
+            Kind::Approve => "approve",
             Kind::Deny => "deny",
             Kind::Accept => "accept",
             Kind::Rollback => "rollback",
@@ -75,6 +82,7 @@ impl Kind {
     pub fn right(self) -> Option<Right> {
         match self {
             Kind::Hold => Some(Right::Hold),
+            Kind::Approve => Some(Right::Approve),
             Kind::Deny => Some(Right::Deny),
             Kind::Accept => Some(Right::Accept),
             Kind::Rollback => Some(Right::Rollback),
@@ -109,15 +117,18 @@ pub struct Decision {
     /// The destination tag, where the target names one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tag: Option<Tag>,
-    /// The digest that it is about: of an accept that of staging, of a rollback the one to go back to.
+    /// The digest that it is about: of an approve and an accept that of staging, of a rollback the one to go back to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<Digest>,
-    /// Of an accept and a rollback: what production named.
+    /// Of an approve, an accept and a rollback: what production named.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replaces: Option<Digest>,
     /// Of a rollback: what the tag may not name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub keeps_out: Vec<Digest>,
+    /// Of an approve: the gates that are passed although they are not met.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub despite: Vec<GateKind>,
     /// Of an accept: all tags of the route that were reported as existing before.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub all: bool,
@@ -143,6 +154,7 @@ impl Decision {
             digest: target.digest(),
             replaces: None,
             keeps_out: Vec::new(),
+            despite: Vec::new(),
             all: false,
             ends: Vec::new(),
             until: None,

@@ -97,10 +97,13 @@ impl Target {
 
     /// Whether it is exactly this tag. Without a known registry it may be that of any.
     pub fn is_tag(&self, place: &TagId) -> bool {
+        self.tag() == Some(&place.tag) && self.is_beside(place)
+    }
+
+    /// Whether it is a tag of the same repository as this one.
+    pub fn is_beside(&self, place: &TagId) -> bool {
         let is_origin = |origin: &Origin| *origin == place.origin;
-        self.tag() == Some(&place.tag)
-            && self.repository().as_ref() == Some(&place.repository)
-            && self.origin().is_none_or(is_origin)
+        self.repository().as_ref() == Some(&place.repository) && self.origin().is_none_or(is_origin)
     }
 
     /// The same, with the origin of the registry that its first part names.

@@ -33,7 +33,7 @@ pub struct Remarks {
 }
 
 /// A text of 1 to 1000 bytes on one line.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Remark(Arc<str>);
 

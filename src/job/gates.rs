@@ -23,6 +23,8 @@ pub enum GateKind {
     MinAge,
     /// The hours of the week in which tags move.
     Window,
+    /// People who agree.
+    Approval,
     /// Signatures of trusted signers.
     Signature,
     /// Statements of trusted signers.
@@ -35,9 +37,10 @@ pub enum GateKind {
 
 impl GateKind {
     /// All of them.
-    pub const ALL: [GateKind; 7] = [
+    pub const ALL: [GateKind; 8] = [
         GateKind::MinAge,
         GateKind::Window,
+        GateKind::Approval,
         GateKind::Referrers,
         GateKind::Signature,
         GateKind::Attestation,
@@ -51,6 +54,7 @@ impl GateKind {
             GateKind::Referrers => "referrers",
             GateKind::MinAge => "min_age",
             GateKind::Window => "window",
+            GateKind::Approval => "approval",
             GateKind::Signature => "signature",
             GateKind::Attestation => "attestation",
             GateKind::Command => "command",
@@ -58,7 +62,8 @@ impl GateKind {
         }
     }
 
-    /// Whether it judges evidence, without which nothing is carried. The others judge the time.
+    /// Whether it judges evidence, without which nothing is carried. The others judge the time, and
+    /// what people decided.
     pub fn is_evidence(self) -> bool {
         match self {
             GateKind::Referrers
@@ -66,7 +71,7 @@ impl GateKind {
             | GateKind::Attestation
             | GateKind::Command
             | GateKind::Http => true,
-            GateKind::MinAge | GateKind::Window => false,
+            GateKind::MinAge | GateKind::Window | GateKind::Approval => false,
         }
     }
 }
@@ -86,6 +91,8 @@ pub struct Gates {
     pub min_age: Option<Duration>,
     /// When tags move.
     pub window: Option<Window>,
+    /// People who must agree.
+    pub approval: Option<Approval>,
     /// Signers. One signature by any of them is enough.
     pub signature: Vec<Trusted>,
     /// Statements that must be there.
@@ -107,6 +114,13 @@ pub struct Window {
     pub open: Vec<Hours>,
     /// Days on which none moves.
     pub closed: Vec<Dates>,
+}
+
+/// People who must agree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Approval {
+    /// So many different principals.
+    pub people: usize,
 }
 
 /// Days from the first to the last, both included.
@@ -257,6 +271,7 @@ impl Gates {
                 GateKind::Referrers => !self.referrers.is_empty(),
                 GateKind::MinAge => self.min_age.is_some(),
                 GateKind::Window => self.window.is_some(),
+                GateKind::Approval => self.approval.is_some(),
                 GateKind::Signature => !self.signature.is_empty(),
                 GateKind::Attestation => !self.attestation.is_empty(),
                 GateKind::Command => self.command.is_some(),

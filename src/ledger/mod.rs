@@ -35,6 +35,7 @@ mod audit;
 mod chain;
 mod decisions;
 mod first_seen;
+mod pushers;
 mod raw;
 mod retention;
 mod rows;

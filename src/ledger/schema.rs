@@ -10,7 +10,7 @@ pub(super) const SCHEMA: Schema = Schema {
     durable: true,
     application: 0x62_66_6c_67,
     migrations: &[
-        VERSION_1, VERSION_2, VERSION_3, VERSION_4, VERSION_5, VERSION_6, VERSION_7,
+        VERSION_1, VERSION_2, VERSION_3, VERSION_4, VERSION_5, VERSION_6, VERSION_7, VERSION_8,
     ],
     fill: super::chain::seal,
 };
@@ -140,5 +140,16 @@ const VERSION_7: &str = "
         digest TEXT NOT NULL,
         at INTEGER NOT NULL,
         PRIMARY KEY (origin, repository, digest)
+    ) STRICT, WITHOUT ROWID;
+";
+
+const VERSION_8: &str = "
+    -- the names that events gave for pushes of a digest, for the gate approval
+    CREATE TABLE pushers (
+        origin TEXT NOT NULL,
+        repository TEXT NOT NULL,
+        digest TEXT NOT NULL,
+        pusher TEXT NOT NULL,
+        PRIMARY KEY (origin, repository, digest, pusher)
     ) STRICT, WITHOUT ROWID;
 ";

@@ -407,6 +407,7 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
             refused: self.refused.clone(),
             ends_when_moved: false,
             pushed: self.pushed(tag),
+            pushers: look.request.pushers.get(tag).cloned().unwrap_or_default(),
             companions: Companions::Listed(self.listing.companions.clone()),
             rank: look.request.rank(),
             max_wait: look.request.max_wait(),

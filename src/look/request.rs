@@ -1,11 +1,11 @@
 //! Requests for looks.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use jiff::Timestamp;
 
-use crate::job::{self, Actor, Cause, Rank};
+use crate::job::{self, Actor, Cause, Rank, Remark};
 use crate::oci::{Digest, Tag};
 use crate::transfer::limits::{RequestClass, RequestPriority};
 use crate::transfer::pages::Reading;
@@ -41,6 +41,8 @@ pub struct LookRequest {
     pub trusts_hints: bool,
     /// When tags were pushed, where a registry told.
     pub pushed: BTreeMap<Tag, Timestamp>,
+    /// The names of those who pushed tags, where a registry told.
+    pub pushers: BTreeMap<Tag, BTreeSet<Remark>>,
     /// Whether a registry may tell before its tags name what was pushed.
     pub may_precede: bool,
     /// Looks before this one that did not see what was pushed.

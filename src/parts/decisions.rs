@@ -1,6 +1,6 @@
 //! What is shown of decisions.
 
-use prometheus::{IntGauge, IntGaugeVec};
+use prometheus::{IntCounter, IntGauge, IntGaugeVec};
 
 use crate::clock;
 use crate::decision::{InForce, Kind};
@@ -11,6 +11,7 @@ use crate::metrics::{options, registered};
 pub(super) struct DecisionMetrics {
     in_force: IntGaugeVec,
     denied: IntGauge,
+    overrides: IntCounter,
 }
 
 impl DecisionMetrics {
@@ -22,9 +23,14 @@ impl DecisionMetrics {
             "denied_in_production",
             "Production tags that are known to name a denied digest.",
         );
+        let overrides = options(
+            "overrides_total",
+            "Approvals that pass gates which are not met.",
+        );
         let metrics = DecisionMetrics {
             in_force: registered(registry, IntGaugeVec::new(in_force, &["kind"])?)?,
             denied: registered(registry, IntGauge::with_opts(denied)?)?,
+            overrides: registered(registry, IntCounter::with_opts(overrides)?)?,
         };
         metrics.show(&InForce::default());
         Ok(metrics)
@@ -38,6 +44,10 @@ impl DecisionMetrics {
                 .with_label_values(&[kind.name()])
                 .set(count as i64);
         }
+    }
+
+    pub(super) fn overridden(&self) {
+        self.overrides.inc();
     }
 
     pub(super) fn show_denied(&self, tags: usize) {

@@ -365,6 +365,11 @@ impl Parts {
         self.decided.show(&self.ledger.known_decisions());
     }
 
+    /// Counts an approval that passes gates.
+    pub(crate) fn overridden(&self) {
+        self.decided.overridden();
+    }
+
     /// Shows how many production tags name a denied digest.
     pub(crate) fn show_denied(&self, tags: usize) {
         self.decided.show_denied(tags);

@@ -9,20 +9,20 @@ use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
 use futures::FutureExt as _;
-use jiff::Timestamp;
 use serde::Deserialize;
 use tokio::time::Instant;
 
 use super::Promotion;
+use super::approvals::AtHand;
 use super::retry::stoppable;
 use super::survey::TagFacts;
-use crate::clock;
+use crate::decision::{Approvals, GateOverride};
 use crate::endpoint::{Destination, Source};
 use crate::fault::Fault;
+use crate::gate;
 use crate::gate::question::{self, Phase, Question};
 use crate::gate::referrers::Attached;
 use crate::gate::signature;
-use crate::gate::{self, TimeFacts};
 use crate::job::gates::Subject;
 use crate::job::{GateKind, Gates, Judgement, Outcome, Verdict};
 use crate::oci::{Digest, Manifest, MediaType};
@@ -56,7 +56,8 @@ struct Asked {
 #[derive(Clone, Debug)]
 pub(super) struct Judged {
     gates: Arc<Gates>,
-    first_seen: Option<Timestamp>,
+    at_hand: AtHand,
+    approvals: Approvals,
     pub(super) judgements: Vec<Judgement>,
     /// When the oldest verdict of a program or a service was asked for.
     asked: Option<Instant>,
@@ -85,6 +86,16 @@ impl Judged {
     fn add_asked(&mut self, asked: Asked) -> bool {
         self.asked = Some(self.asked.map_or(asked.at, |oldest| oldest.min(asked.at)));
         self.add(asked.judgement)
+    }
+
+    /// Whether a person passes a gate that is set. Then it is not asked.
+    fn is_overridden(&mut self, gate: GateKind) -> bool {
+        let passed = self.approvals.override_of(gate);
+        let passed = passed.filter(|_| self.gates.has(gate));
+        let judgement = passed.map(GateOverride::judgement);
+        let is_overridden = judgement.is_some();
+        self.judgements.extend(judgement);
+        is_overridden
     }
 
     /// What the verdicts allow.
@@ -144,11 +155,12 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             *self.lock_judged() = None;
             return Ok(Permission::Name);
         };
-        let first_seen = self.first_seen(&gates, digest).await?;
-        let time = self.time_facts(first_seen);
+        let at_hand = self.at_hand(&gates, facts, digest).await?;
+        let approvals = self.approvals(&at_hand);
         let mut judged = Judged {
-            judgements: gate::time_gates(&gates, &time),
-            first_seen,
+            judgements: self.judge_at_hand(&gates, &at_hand, &approvals),
+            at_hand,
+            approvals,
             gates,
             asked: None,
         };
@@ -173,7 +185,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     ) -> Result<(), Fault> {
         let gates = judged.gates.clone();
         let mut attached = None;
-        if !gates.referrers.is_empty() {
+        if !gates.referrers.is_empty() && !judged.is_overridden(GateKind::Referrers) {
             let found = self.attached(&digest).await?;
             let judgement = gate::referrers::judge(&gates.referrers, &found);
             attached = Some(found);
@@ -181,13 +193,20 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
                 return Ok(());
             }
         }
-        for judgement in self.judge_statements(&gates, digest).await? {
+        let statements: Vec<GateKind> = [GateKind::Signature, GateKind::Attestation]
+            .into_iter()
+            .filter(|gate| gates.has(*gate) && !judged.is_overridden(*gate))
+            .collect();
+        for judgement in self.judge_statements(&gates, digest, &statements).await? {
             if !judged.add(judgement) {
                 return Ok(());
             }
         }
-        let asks = [GateKind::Command, GateKind::Http].map(|gate| gates.has(gate));
-        if asks == [false; 2] {
+        let command = gates.command.as_ref();
+        let command = command.filter(|_| !judged.is_overridden(GateKind::Command));
+        let http = gates.http.as_ref();
+        let http = http.filter(|_| !judged.is_overridden(GateKind::Http));
+        if command.is_none() && http.is_none() {
             return Ok(());
         }
         if self.job.dry_run {
@@ -210,7 +229,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             media_type: media_type.as_str(),
             referrers: &attached,
         };
-        if let Some(command) = &gates.command {
+        if let Some(command) = command {
             let verdict = async {
                 let run = gate::command::run(command, &question.to_json()).await;
                 gate::command::judge(command, &run)
@@ -220,7 +239,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
                 return Ok(());
             }
         }
-        if let Some(http) = &gates.http {
+        if let Some(http) = http {
             let verdict = async {
                 let reply = self.engine.asker.ask(http, question.to_json()).await;
                 gate::http::judge(http, reply)
@@ -237,12 +256,10 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         &self,
         gates: &Arc<Gates>,
         digest: Digest,
+        asked: &[GateKind],
     ) -> Result<Vec<Judgement>, Fault> {
-        let asked = [GateKind::Signature, GateKind::Attestation]
-            .into_iter()
-            .filter(|gate| gates.has(*gate));
-        let known = |gate| self.verified_before(gates, digest, gate);
-        let known: Vec<Option<Judgement>> = asked.clone().map(known).collect();
+        let known = |gate: &GateKind| self.verified_before(gates, digest, *gate);
+        let known: Vec<Option<Judgement>> = asked.iter().map(known).collect();
         if let Some(known) = known.into_iter().collect() {
             return Ok(known);
         }
@@ -253,6 +270,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             .any(|on| on == Subject::Platforms);
         let signed = self.signed_image(digest, platforms).await?;
         let judgements: Vec<Judgement> = asked
+            .iter()
             .map(|gate| match gate {
                 GateKind::Signature => signature::judge_signature(&gates.signature, &signed),
                 _ => signature::judge_attestation(&gates.attestation, &signed),
@@ -321,9 +339,9 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         if is_old || judged.gates != gates || judged.permission() != Permission::Name {
             return Ok(false);
         }
-        let time = self.time_facts(judged.first_seen);
-        let judgements = gate::time_gates(&gates, &time);
-        Ok(judgements.iter().all(Judgement::is_pass))
+        let approvals = self.approvals(&judged.at_hand);
+        let judgements = self.judge_at_hand(&gates, &judged.at_hand, &approvals);
+        Ok(approvals == judged.approvals && judgements.iter().all(Judgement::is_pass))
     }
 
     /// Whether companions may be named: they follow the last verdicts on their image. What has none
@@ -341,29 +359,6 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
 
     fn lock_evidence(&self) -> MutexGuard<'_, Evidence> {
         self.evidence.lock().expect("nothing panics while it notes")
-    }
-
-    fn time_facts(&self, first_seen: Option<Timestamp>) -> TimeFacts {
-        TimeFacts {
-            now: clock::now(),
-            skew: self.destination.clock_skew(),
-            first_seen,
-        }
-    }
-
-    /// When the ledger first saw staging name the digest; recorded now if it has not, unless our
-    /// clock is wrong.
-    async fn first_seen(&self, gates: &Gates, digest: Digest) -> Result<Option<Timestamp>, Fault> {
-        if gates.min_age.is_none() {
-            return Ok(None);
-        }
-        let is_seen = !self.job.dry_run && !self.job.is_rollback;
-        let is_recorded = is_seen && !self.time_facts(None).is_skewed();
-        let repository = self.source.repository();
-        self.engine
-            .ledger
-            .first_seen(self.source.origin(), repository, &digest, is_recorded)
-            .await
     }
 
     /// The media type of an image, which may have been read already.

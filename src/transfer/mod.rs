@@ -9,6 +9,7 @@
 
 pub mod absent;
 mod admission;
+mod approvals;
 pub mod bandwidth;
 mod blob;
 mod bounds;

@@ -158,8 +158,8 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         })
     }
 
-    /// Why a rollback keeps staging's digest out of the job's tag, if one does. Rollbacks are over
-    /// once staging names something else.
+    /// Why a rollback keeps staging's digest out of the job's tag, if one does. Rollbacks and
+    /// approvals are over once staging names something else.
     pub(super) async fn kept_out(&self, facts: &TagFacts) -> Result<Option<Block>, Fault> {
         let Some(staging) = facts.source.filter(|_| !self.job.is_rollback) else {
             return Ok(None);
@@ -170,7 +170,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         Ok(in_force.kept_out(place, &staging, clock::now()))
     }
 
-    /// Ends the rollbacks of the tag that staging has moved on from. A list that lags and what was
+    /// Ends the rollbacks and approvals of the tag that staging has moved on from. A list that lags and what was
     /// seen before the decision tell nothing of that, nor does what another source names.
     async fn end_outlived(&self, facts: &TagFacts, in_force: &InForce) -> Result<(), Fault> {
         let job = self.job;

@@ -45,6 +45,7 @@ pub async fn pass<B: Repositories>(
         run_id: settle.facts.run_id.clone(),
         trusts_hints: false,
         pushed: BTreeMap::new(),
+        pushers: BTreeMap::new(),
         may_precede: false,
         attempt: 0,
     };

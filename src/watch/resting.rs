@@ -248,6 +248,7 @@ mod tests {
             run_id: String::new(),
             trusts_hints: true,
             pushed: BTreeMap::new(),
+            pushers: BTreeMap::new(),
             may_precede: false,
             attempt: 0,
         }

@@ -1,6 +1,7 @@
 //! Decisions, one command each: what a person holds or denies is not named, and not by any way.
 
 mod accept;
+mod approve;
 mod rights;
 mod rollback;
 

@@ -1,10 +1,10 @@
 //! Accept: a tag that differs by conflict, drift or existing is named once after a decision.
 
 use super::Decider;
-use super::checks::{check, end, may};
+use super::checks::{check, end, is_as_named, may};
 use crate::admin::{DecisionAnswer, DecisionRequest, Refusal};
+use crate::commands::OneTag;
 use crate::commands::resolve::{Resolved, resolve};
-use crate::commands::{OneTag, Undecided};
 use crate::decision::{Decision, Kind, Principal, Target};
 use crate::job::Actor;
 use crate::ledger::Agreement;
@@ -33,13 +33,9 @@ impl Decider {
         }
         let tag = OneTag::of(&resolved, topology, &self.ledger).await?;
         let production = tag.production(topology, &self.stop).await?;
-        let staging = tag.staging(topology, &self.stop).await?;
-        let staging = staging.ok_or_else(|| {
-            let text = format!("staging has nothing under the tag of {}", tag.shown());
-            Undecided::NotThere(text)
-        })?;
-        is_as_named("staging", request.digest, staging)?;
-        is_as_named("production", request.replaces, production)?;
+        let staging = tag.promoted(topology, &self.stop).await?;
+        is_as_named("staging", request.digest, Some(staging))?;
+        is_as_named("production", request.replaces, Some(production))?;
         let decision = Decision {
             digest: Some(staging),
             replaces: Some(production),
@@ -86,15 +82,5 @@ impl Decider {
             .ledger
             .agree(&place.origin, &place.repository, vec![agreement]);
         Ok(agreed.await?)
-    }
-}
-
-/// Refuses where a side names another digest than the one that was decided about.
-fn is_as_named(side: &str, named: Option<Digest>, found: Digest) -> Result<(), Undecided> {
-    match named {
-        Some(named) if named != found => Err(Undecided::Conflict(format!(
-            "{side} names {found}, not {named}: look again"
-        ))),
-        _ => Ok(()),
     }
 }

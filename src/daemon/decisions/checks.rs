@@ -7,7 +7,9 @@ use jiff::Timestamp;
 
 use crate::admin::{DecisionRequest, Refusal};
 use crate::clock;
+use crate::commands::Undecided;
 use crate::decision::{Kind, Principal, Right, Target, until};
+use crate::oci::Digest;
 
 /// Whether a principal has a right over what covers these routes.
 pub(super) fn may(
@@ -35,9 +37,12 @@ pub(super) fn may(
 /// Refuses what a kind of decision does not have.
 pub(super) fn fits(request: &DecisionRequest) -> Result<(), Refusal> {
     let is_accept = request.kind == Kind::Accept;
+    let is_approve = request.kind == Kind::Approve;
+    let has_digests = is_accept || is_approve;
     let foreign = [
-        ("digest", request.digest.is_some() && !is_accept),
-        ("replaces", request.replaces.is_some() && !is_accept),
+        ("digest", request.digest.is_some() && !has_digests),
+        ("replaces", request.replaces.is_some() && !has_digests),
+        ("despite", !request.despite.is_empty() && !is_approve),
         ("to", request.to.is_some() && request.kind != Kind::Rollback),
         ("all", request.all && !is_accept),
     ];
@@ -64,8 +69,12 @@ pub(super) fn check(request: &DecisionRequest, target: &Target) -> Result<(), Re
             return Err(Refusal::bad_request(text));
         }
     }
-    if request.kind.needs_reason() && request.reason.is_none() {
-        let text = format!("`{}` needs a `reason`", request.kind);
+    let needs_reason = request.kind.needs_reason() || !request.despite.is_empty();
+    if needs_reason && request.reason.is_none() {
+        let text = match request.despite.is_empty() {
+            true => format!("`{}` needs a `reason`", request.kind),
+            false => "`despite` needs a `reason`".into(),
+        };
         return Err(Refusal::bad_request(text));
     }
     Ok(())
@@ -93,4 +102,18 @@ pub(super) fn nothing_in_force(request: &DecisionRequest, target: &Target) -> Re
         ),
     };
     Refusal::new(StatusCode::NOT_FOUND, "not_in_force", text)
+}
+
+/// Refuses where a side names another digest than the one that was decided about.
+pub(super) fn is_as_named(
+    side: &str,
+    named: Option<Digest>,
+    found: Option<Digest>,
+) -> Result<(), Undecided> {
+    let Some(named) = named.filter(|named| Some(*named) != found) else {
+        return Ok(());
+    };
+    let found = found.map_or_else(|| "nothing".to_owned(), |found| found.to_string());
+    let text = format!("{side} names {found}, not {named}: look again");
+    Err(Undecided::Conflict(text))
 }

@@ -1,6 +1,6 @@
 //! Entries of the queue: the waiting and running looks of one source repository.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::StrideKey;
 use crate::fault::Fault;
-use crate::job::{Cause, Look, Rank};
+use crate::job::{Cause, Look, Rank, Remark};
 use crate::look::LookRequest;
 use crate::oci::Tag;
 
@@ -233,6 +233,16 @@ impl Waiting {
         self.request.attempt = self.request.attempt.min(request.attempt);
         self.rank = self.rank.min(rank);
         self.merge_push_times(request.pushed);
+        self.merge_pushers(request.pushers);
+    }
+
+    fn merge_pushers(&mut self, pushers: BTreeMap<Tag, BTreeSet<Remark>>) {
+        let ours = &mut self.request.pushers;
+        for (tag, names) in pushers {
+            if ours.len() < TAGS || ours.contains_key(&tag) {
+                ours.entry(tag).or_default().extend(names);
+            }
+        }
     }
 
     /// A tag that was pushed twice counts from its newest push.

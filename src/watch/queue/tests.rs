@@ -29,6 +29,7 @@ fn ask(cause: Cause, tags: &[&str]) -> LookRequest {
         run_id: String::new(),
         trusts_hints: cause.trusts_hints(),
         pushed: BTreeMap::new(),
+        pushers: BTreeMap::new(),
         may_precede: false,
         attempt: 0,
     }

@@ -3,7 +3,7 @@
 //! Each step takes bounded time: a thousand routes or ten thousand repositories are handled in
 //! pieces, and other tasks run between them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::sync::Arc;
 use std::vec::IntoIter;
@@ -14,7 +14,7 @@ use super::pushed::UNTAGGED_DELAY;
 use super::{Done, Task, Watch};
 use crate::endpoint::Repositories;
 use crate::fault::Fault;
-use crate::job::{Cause, Trouble};
+use crate::job::{Cause, Remark, Trouble};
 use crate::look::LookRequest;
 use crate::look::discover::{Catalog, Change, Discovered, Reading, read_catalog};
 use crate::look::topology::Topology;
@@ -61,6 +61,7 @@ fn request(event: &Event, tags: Option<&[Tag]>) -> LookRequest {
                 .flat_map(|at| of_event.iter().map(move |tag| (tag.clone(), at)))
                 .collect(),
         },
+        pushers: pushers(event, tags),
         may_precede: tags.is_none()
             && event
                 .pushed
@@ -68,6 +69,18 @@ fn request(event: &Event, tags: Option<&[Tag]>) -> LookRequest {
                 .is_some_and(|pushed| pushed.may_precede),
         attempt: 0,
     }
+}
+
+/// The name of the one who pushed, by tag.
+fn pushers(event: &Event, tags: Option<&[Tag]>) -> BTreeMap<Tag, BTreeSet<Remark>> {
+    let pusher = event.actor.remarks.claimed_actor.as_ref();
+    let is_told = event.pushed.is_some() && tags.is_none();
+    let Some(pusher) = pusher.filter(|_| is_told) else {
+        return BTreeMap::new();
+    };
+    let tags = event.scope.tags.iter();
+    tags.map(|tag| (tag.clone(), BTreeSet::from([pusher.clone()])))
+        .collect()
 }
 
 /// An answer, given in one piece or several.

@@ -87,6 +87,7 @@ mod tests {
             run_id: String::new(),
             trusts_hints: false,
             pushed: BTreeMap::new(),
+            pushers: BTreeMap::new(),
             may_precede,
             attempt,
         }

@@ -17,7 +17,7 @@ fn tokens(scene: &Scene) -> Value {
 }
 
 /// The user of this process.
-fn user() -> String {
+pub fn user() -> String {
     let passwd = std::fs::read_to_string("/etc/passwd").expect("there are users");
     let uid = rustix::process::getuid().as_raw().to_string();
     let line = passwd
@@ -37,7 +37,7 @@ async fn scene() -> (Scene, Daemon) {
     (scene, daemon)
 }
 
-async fn decide(daemon: &Daemon, token: Option<&str>, body: Value) -> (u16, Value) {
+pub async fn decide(daemon: &Daemon, token: Option<&str>, body: Value) -> (u16, Value) {
     let mut request = daemon
         .request("/v1/decisions")
         .header("content-type", "application/json")

@@ -1,0 +1,158 @@
+//! Approvals in force: which principals agree to a digest under a tag, and which gates it passes
+//! although they are not met.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use serde_json::json;
+
+use super::{InForce, Kind, Numbered};
+use crate::job::{GateKind, Judgement, TagId};
+use crate::oci::Digest;
+
+/// A tag that is to name a digest.
+#[derive(Clone, Debug)]
+pub struct Change<'a> {
+    /// The tag.
+    pub place: &'a TagId,
+    /// Whether it is a moving tag: an approval of the same digest in its repository covers it.
+    pub moving: bool,
+    /// What staging names.
+    pub digest: Digest,
+    /// What production names.
+    pub production: Option<Digest>,
+}
+
+/// A principal that agrees.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Approval {
+    /// The principal.
+    pub by: Arc<str>,
+    /// The number of its decision.
+    pub decision: u64,
+}
+
+/// A gate that is passed although it is not met.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GateOverride {
+    /// The gate.
+    pub gate: GateKind,
+    /// `passed by user:alice: reason (decision 12)`.
+    pub reason: String,
+    /// The number of the decision.
+    pub decision: u64,
+}
+
+/// The approvals of a change.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Approvals {
+    /// By their numbers.
+    pub people: Vec<Approval>,
+    /// By the numbers of their decisions.
+    pub overrides: Vec<GateOverride>,
+}
+
+impl Approvals {
+    /// The override of a gate.
+    pub fn override_of(&self, gate: GateKind) -> Option<&GateOverride> {
+        self.overrides.iter().find(|passed| passed.gate == gate)
+    }
+}
+
+impl GateOverride {
+    /// The verdict that it stands for.
+    pub fn judgement(&self) -> Judgement {
+        let evidence = json!({"decision": self.decision});
+        Judgement::pass(self.gate, self.reason.clone(), evidence)
+    }
+}
+
+impl InForce {
+    /// The approvals of a change.
+    pub fn approvals(&self, change: &Change<'_>, now: Timestamp) -> Approvals {
+        let mut approvals = Approvals::default();
+        for numbered in self.now(now).filter(|one| one.approves(change)) {
+            approvals.people.push(Approval {
+                by: numbered.decision.actor.name.clone(),
+                decision: numbered.id,
+            });
+            approvals.overrides.extend(numbered.overrides());
+        }
+        approvals
+    }
+}
+
+impl Numbered {
+    /// Whether it agrees to a change: of its own tag, while production names what it named then, or
+    /// of a moving tag of the same repository to the same digest.
+    fn approves(&self, change: &Change<'_>) -> bool {
+        if self.kind != Kind::Approve || self.decision.digest != Some(change.digest) {
+            return false;
+        }
+        let replaces = self.decision.replaces;
+        let is_as_then = replaces.is_none_or(|replaced| change.production == Some(replaced));
+        (self.target.is_tag(change.place) && is_as_then)
+            || (change.moving && self.target.is_beside(change.place))
+    }
+
+    fn overrides(&self) -> impl Iterator<Item = GateOverride> {
+        let actor = &self.decision.actor;
+        let said = actor.remarks.reason.as_ref();
+        let said = said.map_or_else(String::new, |reason| format!(": {reason}"));
+        let reason = format!("passed by {actor}{said} (decision {})", self.id);
+        self.decision.despite.iter().map(move |gate| GateOverride {
+            gate: *gate,
+            reason: reason.clone(),
+            decision: self.id,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decision::Decision;
+    use crate::endpoint::Origin;
+    use crate::job::Actor;
+
+    fn digest(name: &str) -> Digest {
+        Digest::sha256(name.as_bytes())
+    }
+
+    fn place(repository: &str, tag: &str) -> TagId {
+        TagId {
+            origin: Origin::new("https://p.example"),
+            repository: repository.parse().unwrap(),
+            tag: tag.parse().unwrap(),
+        }
+    }
+
+    #[test]
+    fn an_approval_covers_its_tag_and_moving_tags_of_the_same_digest() {
+        let approve = Decision {
+            digest: Some(digest("new")),
+            replaces: Some(digest("old")),
+            ..Decision::about(&"app:v1".parse().unwrap(), Actor::named("user:alice"))
+        };
+        let now = Timestamp::UNIX_EPOCH;
+        let in_force = InForce {
+            version: 1,
+            decisions: vec![Numbered::new(1, now, Kind::Approve, approve)],
+        };
+        let count = |repository: &str, tag: &str, moving, name: &str, production: &str| {
+            let change = Change {
+                place: &place(repository, tag),
+                moving,
+                digest: digest(name),
+                production: Some(digest(production)),
+            };
+            in_force.approvals(&change, now).people.len()
+        };
+        assert_eq!(count("app", "v1", false, "new", "old"), 1);
+        assert_eq!(count("app", "v1", false, "new", "other"), 0);
+        assert_eq!(count("app", "v1", false, "newer", "old"), 0);
+        assert_eq!(count("app", "latest", true, "new", "other"), 1);
+        assert_eq!(count("app", "v2", false, "new", "old"), 0);
+        assert_eq!(count("web", "latest", true, "new", "old"), 0);
+    }
+}

@@ -1,0 +1,64 @@
+//! The names that registries gave for pushes of a digest.
+
+use rusqlite::Connection;
+
+use super::{Ledger, unreadable, unwritable};
+use crate::endpoint::Origin;
+use crate::fault::Fault;
+use crate::oci::{Digest, RepositoryName};
+
+/// Most names of one digest.
+const MOST: usize = 100;
+
+impl Ledger {
+    /// Records who pushed a digest to a source repository.
+    pub async fn note_pushers(
+        &self,
+        origin: &Origin,
+        repository: &RepositoryName,
+        digest: &Digest,
+        pushers: Vec<String>,
+    ) -> Result<(), Fault> {
+        let place = place(origin, repository, digest);
+        let act = move |db: &Connection| {
+            let room = MOST.saturating_sub(of(db, &place)?.len());
+            let [origin, repository, digest] = &place;
+            pushers.iter().take(room).try_for_each(|pusher| {
+                db.prepare_cached(
+                    "INSERT OR IGNORE INTO pushers (origin, repository, digest, pusher) VALUES (?1, ?2, ?3, ?4)",
+                )?
+                .execute([origin, repository, digest, pusher])
+                .map(drop)
+            })
+        };
+        self.store.write(act).await.map_err(unwritable)
+    }
+
+    /// The names that were recorded for a digest.
+    pub async fn pushers(
+        &self,
+        origin: &Origin,
+        repository: &RepositoryName,
+        digest: &Digest,
+    ) -> Result<Vec<String>, Fault> {
+        let place = place(origin, repository, digest);
+        let read = self.store.read(move |db| of(db, &place)).await;
+        read.map_err(unreadable)
+    }
+}
+
+fn place(origin: &Origin, repository: &RepositoryName, digest: &Digest) -> [String; 3] {
+    [
+        origin.to_string(),
+        repository.to_string(),
+        digest.to_string(),
+    ]
+}
+
+fn of(db: &Connection, place: &[String; 3]) -> rusqlite::Result<Vec<String>> {
+    db.prepare_cached(
+        "SELECT pusher FROM pushers WHERE origin = ?1 AND repository = ?2 AND digest = ?3 ORDER BY pusher",
+    )?
+    .query_map(place.each_ref(), |row| row.get(0))?
+    .collect()
+}
