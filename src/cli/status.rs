@@ -1,14 +1,18 @@
 //! `status`: what the daemon is doing, each route's state, and what comes next.
 
+use std::io::IsTerminal as _;
+use std::time::Duration;
+
 use clap::Args;
 use jiff::Timestamp;
-use std::time::Duration;
+use serde_json::Value;
 
 use super::lines::Lines;
 use super::output::{Style, clean, plural, relative, screen_width, seconds, table, totals};
 use super::socket::{Socket, not_running};
 use super::{Arguments, Failure};
 use crate::clock;
+use crate::config::StatePath;
 use crate::decision::Numbered;
 use crate::status::board::{
     EventStatus, MessageQueueStatus, RegistryStatus, RouteStatus, Status as Board,
@@ -19,6 +23,8 @@ use crate::status::board::{
 #[command(after_help = "Examples:
   blobferry status
   blobferry status --json | jq '.routes[] | {name, tags}'
+  blobferry status --watch               again every 2 s, until Ctrl-C
+  blobferry status --watch --json        a line whenever something has changed
 
 Asks the daemon over control.sock in its state folder; of the config only
 `daemon.state` is read, so it works whatever else is wrong there. Ends with 0
@@ -27,7 +33,16 @@ pub(super) struct Status {
     /// Print all of it as JSON
     #[arg(long)]
     json: bool,
+    /// Show it again every two seconds until interrupted; with --json a line for each change
+    #[arg(long)]
+    watch: bool,
 }
+
+/// How often `--watch` asks.
+const INTERVAL: Duration = Duration::from_secs(2);
+
+/// Moves to the upper left corner of a terminal and clears it.
+const CLEAR: &[u8] = b"\x1b[H\x1b[2J\x1b[3J";
 
 impl Status {
     pub(super) async fn run(
@@ -36,24 +51,49 @@ impl Status {
         lines: &mut Lines,
     ) -> Result<u8, Failure> {
         let state = arguments.state_path()?;
-        let Some(body) = Socket::in_state(&state.folder).read("/v1/status").await? else {
-            return Err(not_running(&state));
-        };
+        if self.watch {
+            return self.repeat(&state, lines).await;
+        }
+        let body = read(&state).await?;
         if self.json {
             lines.json(&body);
-            return Ok(0);
+        } else {
+            lines.line(shown(body)?);
         }
-        let board: Board = serde_json::from_value(body).map_err(|error| {
-            Failure::said(1, format_args!("the daemon is of another version: {error}"))
-        })?;
-        lines.line(page(
-            &board,
-            Style::of(&std::io::stdout()),
-            screen_width(),
-            clock::now(),
-        ));
         Ok(0)
     }
+
+    /// Until a signal ends the process, or the daemon is gone.
+    async fn repeat(&self, state: &StatePath, lines: &mut Lines) -> Result<u8, Failure> {
+        let is_screen = std::io::stdout().is_terminal();
+        let mut before = Value::Null;
+        loop {
+            let body = read(state).await?;
+            if !self.json {
+                if is_screen {
+                    lines.write(CLEAR);
+                }
+                lines.line(shown(body)?);
+            } else if body != before {
+                lines.json_line(&body);
+                before = body;
+            }
+            tokio::time::sleep(INTERVAL).await;
+        }
+    }
+}
+
+async fn read(state: &StatePath) -> Result<Value, Failure> {
+    let body = Socket::in_state(&state.folder).read("/v1/status").await?;
+    body.ok_or_else(|| not_running(state))
+}
+
+fn shown(body: Value) -> Result<String, Failure> {
+    let board: Board = serde_json::from_value(body).map_err(|error| {
+        Failure::said(1, format_args!("the daemon is of another version: {error}"))
+    })?;
+    let style = Style::of(&std::io::stdout());
+    Ok(page(&board, style, screen_width(), clock::now()))
 }
 
 /// The whole page.

@@ -22,6 +22,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use self::queues::Consumers;
+use crate::admin;
+use crate::clock;
 use crate::config::{self, Config};
 use crate::endpoint::Repositories as _;
 use crate::fault::Fault;
@@ -36,7 +38,6 @@ use crate::tls::ServerTls;
 use crate::transfer::{Limits, Stop};
 use crate::watch::signal::looks;
 use crate::watch::{Handle, Watch};
-use crate::{admin, clock};
 
 /// Events that may wait to be taken.
 const EVENTS: usize = 1024;

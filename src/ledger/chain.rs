@@ -7,8 +7,8 @@
 use rusqlite::{Connection, OptionalExtension as _};
 use serde_json::{Value, json};
 
-use super::raw::RawRow;
-use super::{Ledger, rows, unreadable};
+use super::raw::{self, RawRow};
+use super::{Ledger, unreadable};
 use crate::fault::Fault;
 use crate::job::Outcome;
 use crate::oci::Digest;
@@ -149,7 +149,7 @@ pub(super) fn end(db: &Connection) -> rusqlite::Result<String> {
 pub(super) fn last_row(db: &Connection) -> rusqlite::Result<Option<(u64, Digest)>> {
     db.prepare_cached("SELECT id, hash FROM rows ORDER BY id DESC LIMIT 1")?
         .query_row([], |row| {
-            Ok((row.get::<_, i64>(0)?.unsigned_abs(), rows::parsed(row, 1)?))
+            Ok((row.get::<_, i64>(0)?.unsigned_abs(), raw::parsed(row, 1)?))
         })
         .optional()
 }

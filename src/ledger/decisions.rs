@@ -14,7 +14,8 @@ use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 
 use super::raw::json;
-use super::rows::{self, Content, parsed};
+use super::raw::parsed;
+use super::rows::{self, Content};
 use super::{Ledger, RunFacts, unreadable, unwritable};
 use crate::clock;
 use crate::decision::{Candidate, Decision, InForce, Kind, Numbered, RefusedDecision, Verdict};

@@ -1,6 +1,9 @@
 //! Rows as their table holds them.
 
+use std::str::FromStr;
+
 use rusqlite::Connection;
+use rusqlite::types::FromSqlError;
 use serde::Serialize;
 
 /// A row as its table holds it, with its job as an array of the six names.
@@ -64,4 +67,14 @@ impl RawRow {
 pub(super) fn json(content: &impl Serialize) -> rusqlite::Result<String> {
     serde_json::to_string(content)
         .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))
+}
+
+/// A text column as the type that it was written from.
+pub(super) fn parsed<T>(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<T>
+where
+    T: FromStr<Err: std::error::Error + Send + Sync + 'static>,
+{
+    let text = row.get_ref(column)?.as_str()?;
+    text.parse()
+        .map_err(|error: T::Err| FromSqlError::Other(Box::new(error)).into())
 }

@@ -1,13 +1,12 @@
 //! The rows: added once, read a page at a time.
 
 use jiff::Timestamp;
-use rusqlite::types::{FromSqlError, Type, Value};
+use rusqlite::types::{Type, Value};
 use rusqlite::{Connection, OptionalExtension as _, params, params_from_iter};
 use serde::{Deserialize, Serialize};
-use std::str::FromStr;
 
 use super::chain::{self, ContentHashes};
-use super::raw::{RawRow, json};
+use super::raw::{RawRow, json, parsed};
 use super::{RunFacts, UnsettledJob, names};
 use crate::clock;
 use crate::decision::{Decision, Kind, RefusedDecision};
@@ -437,16 +436,6 @@ fn row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Row> {
         content: Content::parse(row.get_ref(7)?.as_str()?, row.get_ref(8)?.as_str()?)
             .map_err(|error| damaged(8, error.into()))?,
     })
-}
-
-/// A text column as the type that it was written from.
-pub(super) fn parsed<T>(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<T>
-where
-    T: FromStr<Err: std::error::Error + Send + Sync + 'static>,
-{
-    let text = row.get_ref(column)?.as_str()?;
-    text.parse()
-        .map_err(|error: T::Err| FromSqlError::Other(Box::new(error)).into())
 }
 
 /// The newest job that wrote to a place.

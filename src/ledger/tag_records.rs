@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
-use super::rows::parsed;
+use super::raw::parsed;
 use super::{TagRecord, names};
 use crate::clock;
 use crate::job::TagId;

@@ -16,15 +16,16 @@ use self::decisions::DecisionMetrics;
 use self::metrics::{StoreMetrics, build_info};
 use crate::backend::Backend;
 use crate::config::{self, Config, RegistryKind};
+use crate::ecr;
 use crate::endpoint::Repositories as _;
 use crate::fault::Fault;
 use crate::index::{self, Index};
+use crate::layout;
 use crate::ledger::{self, Ledger, RunFacts};
 use crate::registry::{self, Registry};
 use crate::route::{Route, Routes, Template};
 use crate::state::StateLock;
 use crate::transfer::{self, Engine, Limits, limits};
-use crate::{ecr, layout};
 
 use crate::look::topology::{Intervals, Topology};
 use crate::status;

@@ -3,6 +3,7 @@
 
 use serde_json::{Value, json};
 
+use crate::support::daemon::end_of;
 use crate::support::*;
 
 #[tokio::test]
@@ -135,6 +136,42 @@ async fn the_history_is_cut_by_time_and_printed_for_spreadsheets() {
             .await
             .expect(2);
     }
+}
+
+#[tokio::test]
+async fn a_watched_status_tells_each_change() {
+    let (staging, production) = (Scripted::start(), Scripted::start());
+    let config = Config::pair(&staging.url(), &production.url());
+    let ferry = Ferry::new(&config);
+    let none = ferry.run(&["status", "--watch"]).await.expect(1);
+    assert!(
+        none.stderr.contains("no daemon is running"),
+        "{}",
+        none.stderr
+    );
+    let daemon = ferry.start_ready().await;
+    let file = ferry.path("watched");
+    let stdout = std::fs::File::create(&file).expect("a new file");
+    let mut watching = ferry.spawn_printing_to(&["status", "--watch", "--json"], stdout.into());
+    let shows = async |text: &str| {
+        eventually(text, async || {
+            let shown = std::fs::read_to_string(&file).expect("it is there");
+            shown.contains(text).then_some(())
+        })
+        .await;
+    };
+    shows(r#""name":"app""#).await;
+    ferry
+        .run(&["hold", "route:app", "--reason", "watch-me"])
+        .await
+        .expect(0);
+    shows("watch-me").await;
+    let shown = std::fs::read_to_string(&file).expect("it is there");
+    for line in shown.lines() {
+        serde_json::from_str::<Value>(line).expect("a line is a document");
+    }
+    drop(daemon);
+    assert_eq!(end_of(&mut watching).await, 1, "the daemon is gone");
 }
 
 #[tokio::test]

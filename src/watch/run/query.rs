@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::pushed::UNTAGGED_DELAY;
 use super::{Done, Task, Watch};
+use crate::clock;
 use crate::endpoint::Repositories;
 use crate::fault::Fault;
 use crate::job::{Cause, Remark, Trouble};
@@ -19,10 +20,10 @@ use crate::look::LookRequest;
 use crate::look::discover::{Catalog, Change, Discovered, Reading, read_catalog};
 use crate::look::topology::Topology;
 use crate::oci::{RepositoryName, Tag};
+use crate::random;
 use crate::route::Route;
 use crate::watch::event::Event;
 use crate::watch::queue::LookKey;
-use crate::{clock, random};
 
 /// Routes and repositories in one piece.
 const PIECE: usize = 500;
