@@ -6,7 +6,7 @@ use rusqlite::{Connection, OptionalExtension as _, params, params_from_iter};
 use serde::{Deserialize, Serialize};
 
 use super::chain::{self, ContentHashes};
-use super::raw::{RawRow, json, parsed};
+use super::raw::{RawRow, json, parsed, unsaved};
 use super::{RunFacts, UnsettledJob, names};
 use crate::clock;
 use crate::decision::{Decision, Kind, RefusedDecision};
@@ -133,22 +133,19 @@ impl Content {
         }
     }
 
-    fn value(&self) -> serde_json::Result<serde_json::Value> {
+    /// As a row keeps it.
+    fn json(&self) -> serde_json::Result<String> {
         match self {
-            Content::Outcome(settled) => serde_json::to_value(settled),
-            Content::Reload(reload) => serde_json::to_value(reload),
-            Content::Decision(_, decision) => serde_json::to_value(decision),
-            Content::RefusedDecision(refused) => serde_json::to_value(refused),
+            Content::Outcome(settled) => serde_json::to_string(settled),
+            Content::Reload(reload) => serde_json::to_string(reload),
+            Content::Decision(_, decision) => serde_json::to_string(decision),
+            Content::RefusedDecision(refused) => serde_json::to_string(refused),
         }
     }
 
-    fn json(&self) -> rusqlite::Result<String> {
-        match self {
-            Content::Outcome(settled) => json(settled),
-            Content::Reload(reload) => json(reload),
-            Content::Decision(_, decision) => json(decision),
-            Content::RefusedDecision(refused) => json(refused),
-        }
+    /// As the rest of a row's JSON.
+    fn value(&self) -> serde_json::Result<serde_json::Value> {
+        serde_json::from_str(&self.json()?)
     }
 
     fn parse(kind: &str, content: &str) -> serde_json::Result<Content> {
@@ -216,7 +213,7 @@ pub(super) fn append(
     facts: &RunFacts,
 ) -> rusqlite::Result<u64> {
     let kind = content.kind();
-    let content = content.json()?;
+    let content = content.json().map_err(unsaved)?;
     let hashes = ContentHashes::of(kind, &content)?;
     let previous = chain::end(db)?;
     let id: i64 = db
