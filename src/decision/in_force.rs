@@ -159,7 +159,23 @@ pub struct InForce {
     pub decisions: Vec<Numbered>,
 }
 
+/// Tells whether other decisions are in force than at another time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Revision {
+    version: i64,
+    /// Those that have expired since that version.
+    expired: usize,
+}
+
 impl InForce {
+    /// Changes with each decision and with each end of one.
+    pub fn revision(&self, now: Timestamp) -> Revision {
+        Revision {
+            version: self.version,
+            expired: self.decisions.len() - self.now(now).count(),
+        }
+    }
+
     /// Those that have not expired.
     pub fn now(&self, now: Timestamp) -> impl Iterator<Item = &Numbered> {
         self.decisions

@@ -24,7 +24,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 pub use self::approvals::{Approval, Approvals, Change, GateOverride};
-pub use self::in_force::{Block, Candidate, InForce, Numbered, Verdict};
+pub use self::in_force::{Block, Candidate, InForce, Numbered, Revision, Verdict};
 pub use self::right::{NamePattern, Principal, Right, Rights};
 pub use self::target::{Destination, NotATarget, Target};
 pub use self::token::Token;

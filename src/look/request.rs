@@ -50,6 +50,23 @@ pub struct LookRequest {
 }
 
 impl LookRequest {
+    /// A look at these tags, or at all where none is named.
+    pub fn new(tags: Vec<Tag>, cause: Cause, actor: Actor) -> LookRequest {
+        LookRequest {
+            tags,
+            digest: None,
+            cause,
+            actor,
+            options: PassOptions::default(),
+            run_id: String::new(),
+            trusts_hints: cause.trusts_hints(),
+            pushed: BTreeMap::new(),
+            pushers: BTreeMap::new(),
+            may_precede: false,
+            attempt: 0,
+        }
+    }
+
     /// How urgent its jobs and its own requests are.
     pub fn rank(&self) -> Rank {
         Rank::of(self.cause, !self.tags.is_empty())

@@ -39,7 +39,7 @@ pub struct Completion {
     pub has_progressed: bool,
     /// What the gates came to.
     pub gates: Vec<Judgement>,
-    /// Whether gates kept the job from its tag.
+    /// Whether gates or decisions kept the job from its tag.
     pub is_gated: bool,
     /// Whether it ended because staging moved the tag meanwhile.
     pub has_moved: bool,
@@ -208,6 +208,7 @@ impl Completion {
         Completion {
             outcome: block.outcome,
             reasons: block.reasons,
+            is_gated: true,
             ..Completion::of(facts)
         }
     }

@@ -1,6 +1,6 @@
 //! One pass over the topology, for commands that run without the daemon.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use futures::FutureExt as _;
@@ -37,17 +37,10 @@ pub async fn pass<B: Repositories>(
     let mut owners = Owners::new(topology);
     let mut looks = Vec::new();
     let request = LookRequest {
-        tags: scope.tags.clone(),
         digest: scope.digest,
-        cause: Cause::Cli,
-        actor,
         options,
         run_id: settle.facts.run_id.clone(),
-        trusts_hints: false,
-        pushed: BTreeMap::new(),
-        pushers: BTreeMap::new(),
-        may_precede: false,
-        attempt: 0,
+        ..LookRequest::new(scope.tags.clone(), Cause::Cli, actor)
     };
     let asked = topology.matching(&scope.routes, scope.repository.as_ref());
     discover_all(topology, &asked, &mut owners, stop, &mut looks)

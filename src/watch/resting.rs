@@ -1,4 +1,4 @@
-//! Failed tags, tags that gates keep back, and until when polls leave them alone.
+//! Failed tags, tags that gates or decisions keep back, and until when polls leave them alone.
 //!
 //! One refused tag must not delay the looks at its repository, nor be tried at every poll. A failed
 //! tag rests, for each destination separately: longer after each failure, or until the registry's
@@ -6,7 +6,9 @@
 //! the daemon's own polls respect the rest.
 //!
 //! A tag that gates keep back rests until the first of them may judge otherwise: until its time,
-//! or, where evidence is missing, for an hour not at all and then for the interval of `verify`.
+//! or, where evidence is missing, for an hour not at all and then for the interval of `verify`. A
+//! tag that a decision keeps back rests for that interval. Any change of the decisions in force ends
+//! these rests.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -16,6 +18,7 @@ use tokio::time::Instant;
 
 use crate::backoff::Backoff;
 use crate::clock;
+use crate::decision::Revision;
 use crate::fault::Class;
 use crate::job::{Cause, Failure, Gated, Look, NextJudgement, Outcome, Settled, Sight};
 use crate::look::{LeftAlone, LookRequest};
@@ -53,8 +56,17 @@ struct Resting {
     until: Instant,
     /// Whether the tag is looked at when its rest is over; else the next poll does.
     wakes: bool,
-    /// Whether gates keep it back.
-    is_gated: bool,
+    /// Whether gates or decisions keep it back, and which decisions were in force then.
+    kept_back_under: Option<Revision>,
+}
+
+/// What a look went by.
+#[derive(Clone, Copy, Debug)]
+pub struct LookedUnder {
+    /// The decisions in force when it began.
+    pub decisions: Revision,
+    /// The interval of `verify`: the longest rest of a tag that is kept back.
+    pub verify: Duration,
 }
 
 /// Too many tags failed to keep each.
@@ -67,18 +79,22 @@ impl RestingTags {
         self.0.is_empty()
     }
 
-    /// The failures that a look with this cause reports without a new attempt.
-    pub fn left_alone(&self, cause: Cause, now: Instant) -> LeftAlone {
+    /// The failures that a look with this cause, under these decisions, reports without a new
+    /// attempt.
+    pub fn left_alone(&self, cause: Cause, decisions: Revision, now: Instant) -> LeftAlone {
         if !matches!(cause, Cause::Poll | Cause::Verify) {
             return LeftAlone::new();
         }
-        let resting = self.0.iter().filter(|(_, resting)| resting.until > now);
-        resting
+        let is_as_decided =
+            |resting: &Resting| resting.kept_back_under.is_none_or(|then| then == decisions);
+        self.0
+            .iter()
+            .filter(|(_, resting)| resting.until > now && is_as_decided(resting))
             .map(|(destination, resting)| (destination.clone(), resting.settled.clone()))
             .collect()
     }
 
-    /// Records the result of a look. `verify`: the longest rest of a tag that gates keep back.
+    /// Records the result of a look.
     ///
     /// # Errors
     /// [`TooMany`], and then nothing rests.
@@ -86,7 +102,7 @@ impl RestingTags {
         &mut self,
         request: &LookRequest,
         look: &Look,
-        verify: Duration,
+        under: LookedUnder,
         now: Instant,
     ) -> Result<(), TooMany> {
         let kept_back: BTreeMap<&str, &Settled> = look
@@ -113,13 +129,14 @@ impl RestingTags {
             let before = self.0.get(destination);
             let resting = match (&job.failure, &job.gated) {
                 (Some(failure), _) => Resting::failed(job, failure, before, now),
-                (None, Some(gated)) => Resting::gated(job, gated, before, verify, now),
+                (None, Some(gated)) => Resting::gated(job, gated, before, under, now),
                 // A repeated report is no new failure.
                 (None, None) => continue,
             };
             self.0.insert(destination.to_owned(), resting);
         }
-        let gated = self.0.values().filter(|resting| resting.is_gated).count();
+        let is_gated = |resting: &&Resting| resting.kept_back_under.is_some();
+        let gated = self.0.values().filter(is_gated).count();
         if gated > MOST_GATED || self.0.len() - gated > MOST {
             self.0.clear();
             return Err(TooMany);
@@ -156,7 +173,7 @@ impl Resting {
             since: now,
             until: now + wait(failure.class, failures),
             wakes: true,
-            is_gated: false,
+            kept_back_under: None,
         }
     }
 
@@ -164,10 +181,14 @@ impl Resting {
         job: &Settled,
         gated: &Gated,
         before: Option<&Resting>,
-        verify: Duration,
+        under: LookedUnder,
         now: Instant,
     ) -> Resting {
-        let same = before.filter(|before| before.is_gated && before.settled.digest == job.digest);
+        let verify = under.verify;
+        let is_same = |before: &&Resting| {
+            before.kept_back_under.is_some() && before.settled.digest == job.digest
+        };
+        let same = before.filter(is_same);
         let since = same.map_or(now, |before| before.since);
         let failures = same.map_or(0, |before| before.failures) + 1;
         let rests = gated.next.iter().map(|next| match next {
@@ -184,8 +205,9 @@ impl Resting {
             failures,
             since,
             until: now + rest,
-            wakes: !rest.is_zero(),
-            is_gated: true,
+            // The next poll is enough where only a decision keeps it back.
+            wakes: !rest.is_zero() && !gated.next.is_empty(),
+            kept_back_under: Some(under.decisions),
         }
     }
 }
@@ -194,7 +216,7 @@ impl Resting {
 fn is_kept_back(result: Outcome) -> bool {
     matches!(
         result,
-        Outcome::Failed | Outcome::Waiting | Outcome::Refused
+        Outcome::Failed | Outcome::Waiting | Outcome::Held | Outcome::Refused
     )
 }
 
@@ -231,27 +253,22 @@ fn wait(class: Class, failures: u32) -> Duration {
 mod tests {
     use super::*;
     use crate::job::{Actor, Trouble};
-    use crate::look::PassOptions;
 
-    const VERIFY: Duration = Duration::from_secs(3600);
+    /// Without decisions.
+    fn usual() -> LookedUnder {
+        LookedUnder {
+            decisions: Revision::default(),
+            verify: Duration::from_secs(3600),
+        }
+    }
+
+    fn alone(resting: &RestingTags, cause: Cause, now: Instant) -> LeftAlone {
+        resting.left_alone(cause, Revision::default(), now)
+    }
 
     fn ask(tags: &[&str]) -> LookRequest {
         let tags = tags.iter().map(|tag| tag.parse().unwrap()).collect();
-        let actor = Actor::daemon();
-        let options = PassOptions::default();
-        LookRequest {
-            tags,
-            digest: None,
-            cause: Cause::Poll,
-            actor,
-            options,
-            run_id: String::new(),
-            trusts_hints: true,
-            pushed: BTreeMap::new(),
-            pushers: BTreeMap::new(),
-            may_precede: false,
-            attempt: 0,
-        }
+        LookRequest::new(tags, Cause::Poll, Actor::daemon())
     }
 
     fn failed(tag: &str, class: Class) -> Settled {
@@ -281,21 +298,21 @@ mod tests {
             (RestingTags::default(), Instant::now(), Vec::new());
         for _ in 0..6 {
             resting
-                .note(&ask(&["v1"]), &look(&[failed("v1", REFUSED)]), VERIFY, now)
+                .note(&ask(&["v1"]), &look(&[failed("v1", REFUSED)]), usual(), now)
                 .unwrap();
             let (tags, until) = resting.next().unwrap();
             assert_eq!(tags, ["v1".parse().unwrap()]);
             waits.push((until - now).as_secs());
             // A poll in between leaves the tag alone and repeats its report.
-            let alone = resting.left_alone(Cause::Poll, now);
-            assert_eq!(alone.keys().collect::<Vec<_>>(), ["p/app:v1"]);
+            let left = alone(&resting, Cause::Poll, now);
+            assert_eq!(left.keys().collect::<Vec<_>>(), ["p/app:v1"]);
             resting
-                .note(&ask(&[]), &look(&[alone["p/app:v1"].clone()]), VERIFY, now)
+                .note(&ask(&[]), &look(&[left["p/app:v1"].clone()]), usual(), now)
                 .unwrap();
             assert_eq!(resting.next().unwrap().1, until);
             now = until;
             assert!(
-                resting.left_alone(Cause::Poll, now).is_empty(),
+                alone(&resting, Cause::Poll, now).is_empty(),
                 "its time has come"
             );
         }
@@ -314,7 +331,7 @@ mod tests {
             failed("v2", after(42)),
             failed("v3", after(90)),
         ];
-        resting.note(&ask(&[]), &look(&jobs), VERIFY, now).unwrap();
+        resting.note(&ask(&[]), &look(&jobs), usual(), now).unwrap();
         let (tags, at) = resting.next().unwrap();
         assert_eq!(
             (tags.len(), (at - now).as_secs()),
@@ -331,13 +348,13 @@ mod tests {
             .note(
                 &ask(&[]),
                 &look(&[failed("v1", Class::Rejected)]),
-                VERIFY,
+                usual(),
                 now,
             )
             .unwrap();
         for cause in Cause::ALL {
             let polls = matches!(cause, Cause::Poll | Cause::Verify);
-            assert_eq!(!resting.left_alone(cause, now).is_empty(), polls, "{cause}");
+            assert_eq!(!alone(&resting, cause, now).is_empty(), polls, "{cause}");
         }
     }
 
@@ -346,9 +363,9 @@ mod tests {
         let mut resting = RestingTags::default();
         let now = Instant::now();
         let both = look(&[failed("v1", REFUSED), failed("v2", REFUSED)]);
-        resting.note(&ask(&[]), &both, VERIFY, now).unwrap();
+        resting.note(&ask(&[]), &both, usual(), now).unwrap();
         resting
-            .note(&ask(&["v2"]), &look(&[]), VERIFY, now)
+            .note(&ask(&["v2"]), &look(&[]), usual(), now)
             .unwrap();
         assert_eq!(resting.0.len(), 1, "v2 was looked at and is well");
         let blind = Look {
@@ -359,9 +376,9 @@ mod tests {
             sight: Sight::Blind,
             ..Look::default()
         };
-        resting.note(&ask(&[]), &blind, VERIFY, now).unwrap();
+        resting.note(&ask(&[]), &blind, usual(), now).unwrap();
         assert_eq!(resting.0.len(), 1, "nothing was seen");
-        resting.note(&ask(&[]), &look(&[]), VERIFY, now).unwrap();
+        resting.note(&ask(&[]), &look(&[]), usual(), now).unwrap();
         assert!(resting.is_empty());
     }
 
@@ -373,11 +390,11 @@ mod tests {
             .map(|number| failed(&format!("v{number}"), REFUSED))
             .collect();
         assert_eq!(
-            resting.note(&ask(&[]), &look(&jobs[..MOST]), VERIFY, now),
+            resting.note(&ask(&[]), &look(&jobs[..MOST]), usual(), now),
             Ok(())
         );
         assert_eq!(
-            resting.note(&ask(&[]), &look(&jobs), VERIFY, now),
+            resting.note(&ask(&[]), &look(&jobs), usual(), now),
             Err(TooMany)
         );
         assert!(resting.is_empty());
@@ -416,10 +433,10 @@ mod tests {
         ] {
             let mut resting = RestingTags::default();
             let look = look(&[kept_back("v1", &next)]);
-            resting.note(&ask(&[]), &look, VERIFY, now).unwrap();
+            resting.note(&ask(&[]), &look, usual(), now).unwrap();
             assert_eq!(rest(&resting, now), Some(expected), "{next:?}");
-            assert_eq!(resting.left_alone(Cause::Verify, now).len(), 1);
-            assert!(resting.left_alone(Cause::Webhook, now).is_empty());
+            assert_eq!(alone(&resting, Cause::Verify, now).len(), 1);
+            assert!(alone(&resting, Cause::Webhook, now).is_empty());
         }
     }
 
@@ -429,20 +446,20 @@ mod tests {
         let mut now = Instant::now();
         let waits = look(&[kept_back("v1", &[NextJudgement::Poll])]);
         for _ in 0..60 {
-            resting.note(&ask(&[]), &waits, VERIFY, now).unwrap();
+            resting.note(&ask(&[]), &waits, usual(), now).unwrap();
             assert_eq!(rest(&resting, now), None, "the polls are enough");
-            assert!(resting.left_alone(Cause::Poll, now).is_empty());
+            assert!(alone(&resting, Cause::Poll, now).is_empty());
             now += Duration::from_secs(60);
         }
-        resting.note(&ask(&[]), &waits, VERIFY, now).unwrap();
+        resting.note(&ask(&[]), &waits, usual(), now).unwrap();
         assert_eq!(rest(&resting, now), Some(3600));
-        assert_eq!(resting.left_alone(Cause::Poll, now).len(), 1);
+        assert_eq!(alone(&resting, Cause::Poll, now).len(), 1);
         let other = Settled {
             digest: Some(crate::oci::Digest::sha256(b"other")),
             ..waits.jobs[0].clone()
         };
         resting
-            .note(&ask(&[]), &look(&[other]), VERIFY, now)
+            .note(&ask(&[]), &look(&[other]), usual(), now)
             .unwrap();
         assert_eq!(rest(&resting, now), None, "another digest, another hour");
     }
@@ -455,14 +472,14 @@ mod tests {
         let began = now;
         let mut rests = Vec::new();
         while now < began + EVIDENCE {
-            resting.note(&ask(&[]), &waits, VERIFY, now).unwrap();
+            resting.note(&ask(&[]), &waits, usual(), now).unwrap();
             let seconds = rest(&resting, now).unwrap();
             rests.push(seconds);
             now += Duration::from_secs(seconds);
         }
         assert_eq!(rests[..4], [5, 10, 20, 30]);
         assert!(rests[4..].iter().all(|seconds| *seconds == 30));
-        resting.note(&ask(&[]), &waits, VERIFY, now).unwrap();
+        resting.note(&ask(&[]), &waits, usual(), now).unwrap();
         assert_eq!(rest(&resting, now), Some(3600));
     }
 
@@ -477,13 +494,13 @@ mod tests {
             ..gated.clone()
         };
         resting
-            .note(&ask(&[]), &look(&[gated]), VERIFY, now)
+            .note(&ask(&[]), &look(&[gated]), usual(), now)
             .unwrap();
         let repeated = look(&[refused]);
-        resting.note(&ask(&[]), &repeated, VERIFY, now).unwrap();
+        resting.note(&ask(&[]), &repeated, usual(), now).unwrap();
         assert!(!resting.is_empty(), "a report without a new attempt");
-        let later = now + VERIFY;
-        resting.note(&ask(&[]), &repeated, VERIFY, later).unwrap();
+        let later = now + usual().verify;
+        resting.note(&ask(&[]), &repeated, usual(), later).unwrap();
         assert!(resting.is_empty());
     }
 
@@ -495,9 +512,34 @@ mod tests {
             .map(|number| kept_back(&format!("v{number}"), &[NextJudgement::Verify]))
             .collect();
         let most = look(&jobs[..MOST_GATED]);
-        assert_eq!(resting.note(&ask(&[]), &most, VERIFY, now), Ok(()));
-        assert_eq!(resting.next(), Some((Vec::new(), now + VERIFY)));
+        assert_eq!(resting.note(&ask(&[]), &most, usual(), now), Ok(()));
+        assert_eq!(resting.next(), Some((Vec::new(), now + usual().verify)));
         let more = look(&jobs);
-        assert_eq!(resting.note(&ask(&[]), &more, VERIFY, now), Err(TooMany));
+        assert_eq!(resting.note(&ask(&[]), &more, usual(), now), Err(TooMany));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_decision_keeps_back_rests_until_the_decisions_change() {
+        let mut resting = RestingTags::default();
+        let now = Instant::now();
+        let held = Settled {
+            result: Outcome::Held,
+            ..kept_back("v1", &[])
+        };
+        resting
+            .note(&ask(&[]), &look(&[held]), usual(), now)
+            .unwrap();
+        assert_eq!(rest(&resting, now), None, "the polls are enough");
+        assert_eq!(alone(&resting, Cause::Poll, now).len(), 1);
+        let later = now + usual().verify;
+        assert!(alone(&resting, Cause::Poll, later).is_empty());
+        let other = crate::decision::InForce {
+            version: 1,
+            decisions: Vec::new(),
+        };
+        let other = other.revision(clock::now());
+        assert!(resting.left_alone(Cause::Poll, other, now).is_empty());
+        resting.note(&ask(&[]), &look(&[]), usual(), now).unwrap();
+        assert!(resting.is_empty());
     }
 }

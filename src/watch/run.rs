@@ -30,6 +30,8 @@ use super::queue::{Capacity, LookKey, LookSender, Queue, RetryDelays, Waiting};
 use super::resting::RestingTags;
 use super::route_health::RouteHealth;
 use crate::backend::Backend;
+use crate::clock;
+use crate::decision::Revision;
 use crate::endpoint::Repositories;
 use crate::fault::Fault;
 use crate::job::{Cause, Look, Progress};
@@ -85,12 +87,17 @@ enum Task<B: Repositories> {
         registry: Arc<str>,
         topology: Arc<Topology<B>>,
     },
-    Look {
-        key: LookKey,
-        request: Box<LookRequest>,
-        senders: Vec<LookSender>,
-        is_beside: bool,
-    },
+    Look(Box<LookTask>),
+}
+
+/// A running look.
+struct LookTask {
+    key: LookKey,
+    request: LookRequest,
+    senders: Vec<LookSender>,
+    is_beside: bool,
+    /// The decisions in force when it began.
+    decisions: Revision,
 }
 
 /// The result of a task.
@@ -252,24 +259,8 @@ impl<B: Repositories> Watch<B> {
             )
         };
         match (self.running.remove(&id), came) {
-            (
-                Some(Task::Look {
-                    key,
-                    request,
-                    senders,
-                    is_beside,
-                }),
-                Some(Done::Looked(look)),
-            ) => self.settled(key, *request, senders, is_beside, look),
-            (
-                Some(Task::Look {
-                    key,
-                    request,
-                    senders,
-                    is_beside,
-                }),
-                _,
-            ) => self.settled(key, *request, senders, is_beside, Look::failed(&panicked())),
+            (Some(Task::Look(task)), Some(Done::Looked(look))) => self.settled(*task, look),
+            (Some(Task::Look(task)), _) => self.settled(*task, Look::failed(&panicked())),
             (Some(Task::Discovery { registry, topology }), Some(Done::Discovered(read))) => {
                 self.discovered(&registry, &topology, read)
             }
@@ -329,15 +320,18 @@ impl<B: Repositories> Watch<B> {
             is_beside,
             ..
         } = waiting;
-        let task = Task::Look {
+        let decisions = topology.engine.ledger.known_decisions();
+        let decisions = decisions.revision(clock::now());
+        let task = LookTask {
             key: key.clone(),
-            request: Box::new(request.clone()),
+            request: request.clone(),
             senders,
             is_beside,
+            decisions,
         };
         let resting = self.resting.get(&key).filter(|_| !key.dry_run);
         let left_alone = resting
-            .map(|resting| resting.left_alone(request.cause, Instant::now()))
+            .map(|resting| resting.left_alone(request.cause, decisions, Instant::now()))
             .unwrap_or_default();
         let spawned = self.tasks.spawn(async move {
             let facts = RunFacts {
@@ -364,23 +358,24 @@ impl<B: Repositories> Watch<B> {
             };
             Done::Looked(looking.look().await)
         });
-        self.running.insert(spawned.id(), task);
+        self.running
+            .insert(spawned.id(), Task::Look(Box::new(task)));
     }
 
-    fn settled(
-        &mut self,
-        key: LookKey,
-        request: LookRequest,
-        senders: Vec<LookSender>,
-        is_beside: bool,
-        look: Look,
-    ) {
+    fn settled(&mut self, task: LookTask, look: Look) {
+        let LookTask {
+            key,
+            request,
+            senders,
+            is_beside,
+            decisions,
+        } = task;
         let mut pace = pace(&look);
         let now = Instant::now();
         if !key.dry_run && !self.stop.drain.is_cancelled() {
             self.note_source(&key, &look, pace);
             if self
-                .note_failures(&key, &request, &look, pace.is_none(), now)
+                .note_failures(&key, &request, (&look, decisions), pace.is_none(), now)
                 .is_err()
             {
                 pace = pace.or(Some(RetryDelays::TAGS));

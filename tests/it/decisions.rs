@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::support::daemon::end_of;
 use crate::support::rules::Gate;
-use crate::support::scripted::Answer;
+use crate::support::scripted::{Answer, Record};
 use crate::support::*;
 
 /// Two registries and the program between them, which looks only when it is asked.
@@ -149,6 +149,54 @@ async fn a_hold_with_an_end_wakes_what_it_held() {
     );
     let gone = scene.run(&["status", "--json"]).await.expect(0);
     assert!(gone.stdout.contains("\"decisions\": []"), "{}", gone.stdout);
+}
+
+/// Each poll ran the whole job of each held tag again.
+#[tokio::test]
+async fn a_held_tag_costs_a_poll_its_comparison_and_no_job() {
+    let scene = Scene::with(|config| config.daemon("poll", json!("1s")));
+    scene.run(&["hold"]).await.expect(0);
+    let image = Image::oci(1, &[1000]);
+    scene.staging.push("app", "v1", &image);
+    let daemon = scene.ferry.start_ready().await;
+    let looks = async || {
+        let labels = [("cause", "poll")];
+        let count = daemon.metric("blobferry_looks_total", &labels).await;
+        count.unwrap_or_default()
+    };
+    let polled = async |times: f64| {
+        let before = looks().await;
+        eventually("polls have looked", async || {
+            (looks().await >= before + times).then_some(())
+        })
+        .await;
+    };
+    polled(1.0).await;
+    scene.staging.forget_requests();
+    scene.production.forget_requests();
+    polled(3.0).await;
+    let is_comparison = |record: &Record| matches!(record.kind, Kind::Tags | Kind::ManifestHead);
+    for log in [scene.staging.log(), scene.production.log()] {
+        let more: Vec<_> = log.iter().filter(|record| !is_comparison(record)).collect();
+        assert!(more.is_empty(), "{more:?}");
+    }
+    let held = [("state", "held")];
+    assert_eq!(daemon.metric("blobferry_tags", &held).await, Some(1.0));
+    // What staging names now is carried, and held like the digest before.
+    let other = Image::oci(2, &[1000]);
+    scene.staging.push("app", "v1", &other);
+    scene
+        .production
+        .until("the other image is carried", |_| {
+            let blobs = other.unique_blobs();
+            blobs
+                .iter()
+                .all(|blob| scene.production.holds("app", &blob.digest))
+        })
+        .await;
+    assert_eq!(scene.there("v1"), None);
+    scene.run(&["release"]).await.expect(0);
+    scene.named("v1", &other).await;
 }
 
 #[tokio::test]

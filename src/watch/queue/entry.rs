@@ -86,12 +86,15 @@ impl Entry {
         let is_wide = request.tags.is_empty();
         let is_later = not_before > now;
         let is_notified = request.is_notified();
-        // A look at pushed tags and a look at everything, one of them due later: neither makes the
-        // other early or wide.
+        let is_own = is_poll(&request);
+        // A look at single tags and a look at everything, one of them due later: neither makes the
+        // other early, wide or strict. The tags were pushed, or rest.
         let is_apart = |waiting: &Waiting| {
             waiting.request.tags.is_empty() != is_wide
                 && (waiting.not_before > now || is_later)
-                && (waiting.request.is_notified() || is_notified)
+                && (waiting.request.is_notified()
+                    || is_notified
+                    || (is_own && is_poll(&waiting.request)))
         };
         let mut alike = self.waiting.iter_mut().filter(|waiting| {
             waiting.request.digest == request.digest && waiting.is_named() == is_named

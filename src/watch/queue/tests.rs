@@ -8,7 +8,6 @@ use tokio::sync::mpsc;
 use super::entry::APART;
 use super::*;
 use crate::job::{Actor, Cause};
-use crate::look::PassOptions;
 
 fn key(repository: &str) -> LookKey {
     LookKey {
@@ -20,19 +19,7 @@ fn key(repository: &str) -> LookKey {
 
 fn ask(cause: Cause, tags: &[&str]) -> LookRequest {
     let tags = tags.iter().map(|tag| tag.parse().unwrap()).collect();
-    LookRequest {
-        tags,
-        digest: None,
-        cause,
-        actor: Actor::daemon(),
-        options: PassOptions::default(),
-        run_id: String::new(),
-        trusts_hints: cause.trusts_hints(),
-        pushed: BTreeMap::new(),
-        pushers: BTreeMap::new(),
-        may_precede: false,
-        attempt: 0,
-    }
+    LookRequest::new(tags, cause, Actor::daemon())
 }
 
 const ANY: Capacity = Capacity {
@@ -318,4 +305,25 @@ async fn what_is_forgotten_is_told_as_interrupted() {
     queue.retain(|_| false, now);
     assert_eq!(told.try_recv().unwrap().totals.interrupted, 1);
     assert!(queue.entries.is_empty() && queue.ready.is_empty() && queue.due.is_empty());
+}
+
+/// A poll took on the strictness of the look at a resting tag, and asked production about all tags.
+#[tokio::test(start_paused = true)]
+async fn a_look_at_a_resting_tag_and_a_poll_stay_what_they_are() {
+    let now = Instant::now();
+    let at = now + Duration::from_secs(60);
+    let mut queue = Queue::default();
+    queue.add_at(key("a"), ask(Cause::Verify, &["v1"]), None, at, now);
+    queue.add(key("a"), ask(Cause::Poll, &[]), None, now);
+    let (_, poll) = queue.start(now, ANY).unwrap();
+    assert_eq!(
+        (poll.request.cause, poll.request.tags.len()),
+        (Cause::Poll, 0)
+    );
+    queue.settled(&key("a"), false, true, now);
+    assert_eq!(queue.next(), Some(at));
+    tokio::time::advance(Duration::from_secs(60)).await;
+    let (_, resting) = queue.start(at, ANY).unwrap();
+    assert_eq!(resting.request.cause, Cause::Verify);
+    assert_eq!(resting.request.tags, ["v1".parse().unwrap()]);
 }

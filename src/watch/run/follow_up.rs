@@ -3,22 +3,23 @@
 use tokio::time::Instant;
 
 use super::Watch;
+use crate::decision::Revision;
 use crate::endpoint::Repositories;
 use crate::fault::Class;
 use crate::job::{Actor, Cause, Look, Outcome, Sight};
 use crate::look::{LookRequest, PassOptions};
 use crate::watch::handle::run_id;
 use crate::watch::queue::{LookKey, RetryDelays};
-use crate::watch::resting::TooMany;
+use crate::watch::resting::{LookedUnder, TooMany};
 
 impl<B: Repositories> Watch<B> {
-    /// Records failed tags and tags that gates keep back, and queues a look at them for the end of their rest if the repository
-    /// itself is well.
+    /// Records failed tags and tags that gates or decisions keep back, and queues a look at them for
+    /// the end of their rest if the repository itself is well.
     pub(super) fn note_failures(
         &mut self,
         key: &LookKey,
         request: &LookRequest,
-        look: &Look,
+        (look, decisions): (&Look, Revision),
         is_well: bool,
         now: Instant,
     ) -> Result<(), TooMany> {
@@ -30,9 +31,12 @@ impl<B: Repositories> Watch<B> {
         {
             return Ok(());
         }
-        let verify = self.topology().intervals.verify;
+        let under = LookedUnder {
+            decisions,
+            verify: self.topology().intervals.verify,
+        };
         let resting = self.resting.entry(key.clone()).or_default();
-        let noted = resting.note(request, look, verify, now);
+        let noted = resting.note(request, look, under, now);
         match resting.next() {
             Some((tags, at)) if is_well => self.queue.add_at(
                 key.clone(),

@@ -45,30 +45,21 @@ pub(super) struct RouteQuery {
 /// The look that an event asks for, at `tags` where they are not those of the event.
 fn request(event: &Event, tags: Option<&[Tag]>) -> LookRequest {
     let of_event = &event.scope.tags;
-    let at = event.pushed.as_ref().and_then(|pushed| pushed.at);
+    // What is told of a push to a destination says nothing of the source.
+    let pushed = event.pushed.as_ref().filter(|_| tags.is_none());
+    let at = pushed.and_then(|pushed| pushed.at).into_iter();
+    let pushers = pushers(event, tags);
+    let tags = tags.unwrap_or(of_event).to_vec();
     LookRequest {
-        tags: tags.unwrap_or(of_event).to_vec(),
         digest: event.scope.digest,
-        cause: event.cause,
-        actor: event.actor.clone(),
         options: event.options,
         run_id: event.run_id.clone(),
-        trusts_hints: event.cause.trusts_hints(),
-        pushed: match tags {
-            // The time of a push to a destination.
-            Some(_) => BTreeMap::new(),
-            None => at
-                .into_iter()
-                .flat_map(|at| of_event.iter().map(move |tag| (tag.clone(), at)))
-                .collect(),
-        },
-        pushers: pushers(event, tags),
-        may_precede: tags.is_none()
-            && event
-                .pushed
-                .as_ref()
-                .is_some_and(|pushed| pushed.may_precede),
-        attempt: 0,
+        pushed: at
+            .flat_map(|at| of_event.iter().map(move |tag| (tag.clone(), at)))
+            .collect(),
+        pushers,
+        may_precede: pushed.is_some_and(|pushed| pushed.may_precede),
+        ..LookRequest::new(tags, event.cause, event.actor.clone())
     }
 }
 

@@ -71,25 +71,15 @@ fn is_unseen(request: &LookRequest, look: &Look, tag: &Tag) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
     use crate::job::{Actor, Cause, NamedTag, Trouble};
-    use crate::look::PassOptions;
 
     fn request(may_precede: bool, attempt: u8) -> LookRequest {
+        let tags = vec!["v1".parse().unwrap()];
         LookRequest {
-            tags: vec!["v1".parse().unwrap()],
-            digest: None,
-            cause: Cause::Webhook,
-            actor: Actor::daemon(),
-            options: PassOptions::default(),
-            run_id: String::new(),
-            trusts_hints: false,
-            pushed: BTreeMap::new(),
-            pushers: BTreeMap::new(),
             may_precede,
             attempt,
+            ..LookRequest::new(tags, Cause::Webhook, Actor::daemon())
         }
     }
 
