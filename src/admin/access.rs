@@ -106,7 +106,9 @@ impl Rules {
         refuse_pages(headers, hosts.first())?;
         if let Peer::Tcp(address) = peer {
             if hosts.is_empty() {
-                return Err(Refusal::bad_request("the request has no Host header"));
+                return Err(Refusal::bad_request(
+                    "the request has no Host header: send one",
+                ));
             }
             // A receiver has a secret of its own, and a registry knows us by some name.
             let by_name = context.secret_check == SecretCheck::Valid
@@ -287,14 +289,18 @@ fn hosts(uri: &Uri, headers: &HeaderMap) -> Result<Vec<Authority>, Refusal> {
     let host = values.next();
     if values.next().is_some() {
         return Err(Refusal::bad_request(
-            "the request has more than one Host header",
+            "the request has more than one Host header: send one",
         ));
     }
     if let Some(host) = host {
         let authority = Authority::try_from(host.as_bytes())
             .ok()
             .filter(|authority| !authority.as_str().contains('@'));
-        hosts.push(authority.ok_or_else(|| Refusal::bad_request("the Host header is not a host"))?);
+        hosts.push(authority.ok_or_else(|| {
+            Refusal::bad_request(
+                "the Host header is not a host (examples: 127.0.0.1:9464, localhost)",
+            )
+        })?);
     }
     Ok(hosts)
 }
@@ -324,7 +330,7 @@ fn refuse_pages(headers: &HeaderMap, host: Option<&Authority>) -> Result<(), Ref
         return Err(Refusal::new(
             StatusCode::FORBIDDEN,
             "foreign_origin",
-            "pages of other sites get nothing here",
+            "pages of other sites get nothing here: ask from the same host, or without a browser",
         ));
     }
     Ok(())

@@ -42,7 +42,7 @@ impl Refusal {
         Refusal::new(
             StatusCode::SERVICE_UNAVAILABLE,
             "draining",
-            "the daemon is stopping",
+            "the daemon is stopping: ask again once it runs",
         )
     }
 }

@@ -51,7 +51,8 @@ pub(super) async fn copies(
     request: Request,
 ) -> Result<Response, Refusal> {
     let Peer::Socket { .. } = context.peer else {
-        let text = "copies are ordered over the control socket only";
+        let text =
+            "copies are ordered over the control socket only: run `blobferry copy` on this machine";
         return Err(Refusal::new(StatusCode::FORBIDDEN, "socket_only", text));
     };
     let _permit = acquire_wait_permit(&app, context.peer)?;

@@ -125,7 +125,7 @@ async fn deliver(
     }
     if !receiver.admits() {
         let text = format!(
-            "more than {} notifications in a second for this receiver",
+            "more than {} notifications in a second for this receiver (`limit`): send it again",
             settings.limit
         );
         let status = StatusCode::TOO_MANY_REQUESTS;
@@ -182,7 +182,7 @@ async fn collected(large: &Semaphore, body: Body) -> Result<Bytes, Refusal> {
     let mut read = BytesMut::new();
     let mut permit = None;
     while let Some(frame) = frames.next().await {
-        let frame = frame.map_err(|_| Refusal::bad_request("the body broke off"))?;
+        let frame = frame.map_err(|_| Refusal::bad_request("the body broke off: send it again"))?;
         if read.len() + frame.len() > MOST_BODY {
             return Err(too_large());
         }

@@ -26,7 +26,10 @@ pub(super) async fn in_time(
 ) -> Result<Bytes, Refusal> {
     let deadline = app.deadlines.body;
     timeout(deadline, reading).await.unwrap_or_else(|_| {
-        let text = format!("the body took longer than {} s", deadline.as_secs_f64());
+        let text = format!(
+            "the body took longer than {} s: send it in one piece",
+            deadline.as_secs_f64()
+        );
         Err(Refusal::new(StatusCode::REQUEST_TIMEOUT, "timeout", text))
     })
 }
@@ -46,7 +49,9 @@ pub(super) fn json_object<T: DeserializeOwned>(
     }
     // Serde would take a list of the fields' values as well.
     if body.trim_ascii_start().first() != Some(&b'{') {
-        return Err(Refusal::bad_request("the body is not a JSON object"));
+        return Err(Refusal::bad_request(
+            "the body is not a JSON object, such as {\"tag\": \"v1\"}",
+        ));
     }
     json(body)
 }
@@ -71,7 +76,7 @@ async fn collect(body: Body) -> Result<Bytes, Refusal> {
     match Limited::new(body, MOST_BODY).collect().await {
         Ok(collected) => Ok(collected.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => Err(too_large()),
-        Err(_) => Err(Refusal::bad_request("the body broke off")),
+        Err(_) => Err(Refusal::bad_request("the body broke off: send it again")),
     }
 }
 

@@ -74,7 +74,7 @@ pub enum Error {
         source: io::Error,
     },
     /// Another daemon answers at the control socket.
-    #[error("another daemon is running with this state: it answers at {}", path.display())]
+    #[error("another daemon is running with this state: it answers at {} (stop it, or set another `daemon.state`)", path.display())]
     Alive {
         /// The socket.
         path: PathBuf,
@@ -86,7 +86,7 @@ pub enum Error {
         path: PathBuf,
     },
     /// The control socket cannot be made.
-    #[error("cannot make the control socket {}", path.display())]
+    #[error("cannot make the control socket {} (set another `daemon.state` where its path is too long or the disk takes no sockets)", path.display())]
     Socket {
         /// Its path.
         path: PathBuf,

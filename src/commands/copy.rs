@@ -47,7 +47,7 @@ impl Copy {
         }
         let Some(tag) = to.tag().or(from.tag()).cloned() else {
             return Err(Error::Usage(format!(
-                "\"{}\" names no tag, and neither does the source",
+                "\"{}\" names no tag, and neither does the source: add one, as in host/repository:tag",
                 shown(&self.destination, 300)
             )));
         };

@@ -40,10 +40,10 @@ pub enum DecideError {
     #[error("--until: {0}")]
     Until(#[from] NotAnEnd),
     /// A denial of something else than a digest.
-    #[error("a denial is of a digest: the sha256:… of a manifest, a config or a layer")]
+    #[error("a denial is of a digest: give the sha256:… of a manifest, a config or a layer")]
     NotADigest,
     /// Nothing that could be released is in force.
-    #[error("no such decision is in force")]
+    #[error("no such decision is in force (`blobferry status` lists those that are)")]
     NotInForce,
     /// The state folder cannot be used.
     #[error(transparent)]

@@ -189,7 +189,7 @@ fn pairs<'a>(
         .find(|name| name.parse::<RepositoryName>().is_err())
     {
         return Err(Error::Usage(format!(
-            "\"{}\" in STAGING_IMAGE_NAME or PROD_IMAGE_NAME is no repository name",
+            "\"{}\" in STAGING_IMAGE_NAME or PROD_IMAGE_NAME is no repository name (lower-case letters, digits, and . _ - / between them)",
             shown(bad, 100)
         )));
     }

@@ -193,9 +193,11 @@ fn settings(
     host: &Host,
     known: Known,
 ) -> Result<registry::Settings, Error> {
-    let url: Url = format!("{scheme}://{host}")
-        .parse()
-        .map_err(|_| Error::Usage(format!("\"{host}\" is not a registry host")))?;
+    let url: Url = format!("{scheme}://{host}").parse().map_err(|_| {
+        Error::Usage(format!(
+            "\"{host}\" is not a registry host (examples: registry.example, localhost:5000)"
+        ))
+    })?;
     Ok(registry::Settings {
         name: label.into(),
         url,

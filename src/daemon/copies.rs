@@ -80,6 +80,6 @@ fn not_ours() -> Refusal {
     Refusal::new(
         StatusCode::NOT_FOUND,
         "not_ours",
-        "no route of the daemon's config leads to that destination",
+        "no route of the daemon's config leads to that destination, and its config does not have both registries",
     )
 }
