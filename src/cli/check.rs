@@ -1,12 +1,15 @@
 //! `check`: the config is right, which repository falls to which route, and whether the registries
 //! and queues let us in.
 
+use std::path::Path;
+
 use clap::Args;
 
 use super::lines::Lines;
 use super::output::{Style, clean, plural};
 use super::{Arguments, Failure};
 use crate::commands::{self, Check as Finding};
+use crate::config::Config;
 use crate::fault::Class;
 use crate::job::{Drift, Existing};
 use crate::route::rules::{Selection, TagRule};
@@ -54,6 +57,21 @@ impl Check {
                 style,
             ));
         }
+        if !config.missing.is_empty() {
+            let missing = crate::config::Error {
+                problems: config.missing,
+                more: 0,
+            };
+            return Err(Failure::new(2, missing));
+        }
+        if let Some(folder) = absent_folder(&config) {
+            let text = format!(
+                "the folder {} does not exist; the daemon makes it at its start, if its user may",
+                folder.display()
+            );
+            let finding = Finding::warning("daemon.audit_file".into(), &text);
+            lines.line(shown(&finding, style));
+        }
         for queue in &config.queues {
             let text = format!(
                 "queue {}\n  events of {} from {}\n",
@@ -83,6 +101,12 @@ impl Check {
         }
         Ok(exit_code(&findings))
     }
+}
+
+/// The folder of the audit file, if it is not there.
+fn absent_folder(config: &Config) -> Option<&Path> {
+    let folder = config.daemon.audit_file.as_deref()?.parent()?;
+    (!folder.exists()).then_some(folder)
 }
 
 /// A route as a paragraph.

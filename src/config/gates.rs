@@ -1,5 +1,7 @@
 //! `gates` of a route and of `defaults`: read gate by gate, merged gate by gate.
 
+use std::fs::{self, Metadata};
+use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,6 +9,7 @@ use jiff::civil::Date;
 use jiff::tz::TimeZone;
 use url::Url;
 
+use super::Env;
 use super::section::{Item, Section, optional};
 use super::units;
 use crate::fault::clip;
@@ -365,7 +368,36 @@ fn program(item: &Item<'_>) -> Option<Vec<String>> {
         item.wrong("names no program: give its whole path, or a name that is found in PATH");
         return None;
     }
+    if let Some(trouble) = not_runnable(&words[0], item.reader().env) {
+        item.not_there(trouble);
+    }
     Some(words)
+}
+
+/// Why a program cannot be run, as far as this process sees it.
+fn not_runnable(program: &str, env: &Env<'_>) -> Option<String> {
+    let is_runnable = |facts: &Metadata| facts.is_file() && facts.mode() & 0o111 != 0;
+    let shown = clip(program, 300);
+    if program.starts_with('/') {
+        return match fs::metadata(program) {
+            Ok(facts) if is_runnable(&facts) => None,
+            Ok(_) => Some(format!(
+                "{shown} is not executable, so the gate waits: chmod +x {shown}"
+            )),
+            Err(error) => Some(format!(
+                "the program {shown} cannot be read ({error}), so the gate waits: install it, or name another"
+            )),
+        };
+    }
+    let path = env("PATH")?;
+    let mut places = std::env::split_paths(&path).map(|folder| folder.join(program));
+    let is_found = places.any(|place| fs::metadata(place).is_ok_and(|facts| is_runnable(&facts)));
+    (!is_found).then(|| {
+        format!(
+            "no program {shown} is in PATH ({}), so the gate waits: give its whole path",
+            clip(&path, 300)
+        )
+    })
 }
 
 fn timeout(keys: &mut Section<'_>, usual: Duration) -> Option<Duration> {

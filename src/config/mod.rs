@@ -78,6 +78,8 @@ pub struct Config {
     pub registries: BTreeMap<String, Registry>,
     /// In the order of the file: the first that matches has a repository. Not empty.
     pub routes: Vec<Route>,
+    /// What the file names and this machine does not have, where it may come later: programs.
+    pub missing: Vec<Problem>,
 }
 
 impl Config {
@@ -132,7 +134,10 @@ impl Config {
             folder: path.parent().unwrap_or(Path::new("")),
         };
         let config = read(&Item::root(&reader, &root), path, text);
-        problems.settle(config)
+        let missing = problems.missing();
+        problems
+            .settle(config)
+            .map(|config| Config { missing, ..config })
     }
 }
 
@@ -193,5 +198,6 @@ fn read(root: &Item<'_>, path: &Path, text: &str) -> Option<Config> {
         queues: queues?,
         registries: registries?.registries,
         routes,
+        missing: Vec::new(),
     })
 }

@@ -82,6 +82,7 @@ impl fmt::Display for Problem {
 pub(super) struct Problems {
     file: Arc<str>,
     found: RefCell<Vec<Problem>>,
+    missing: RefCell<Vec<Problem>>,
 }
 
 impl Problems {
@@ -89,17 +90,37 @@ impl Problems {
         Problems {
             file,
             found: RefCell::default(),
+            missing: RefCell::default(),
         }
     }
 
     pub(super) fn add(&self, at: Position, key: &str, text: impl Into<String>) {
-        let problem = Problem {
+        let problem = self.problem(at, key, text.into());
+        self.found.borrow_mut().push(problem);
+    }
+
+    /// Something that the value names is not there. The file is right all the same.
+    pub(super) fn add_missing(&self, at: Position, key: &str, text: String) {
+        let problem = self.problem(at, key, text);
+        self.missing.borrow_mut().push(problem);
+    }
+
+    fn problem(&self, at: Position, key: &str, text: String) -> Problem {
+        Problem {
             file: self.file.clone(),
             at: Some(at),
             key: key.to_owned(),
-            text: without_passwords(&text.into()),
-        };
-        self.found.borrow_mut().push(problem);
+            text: without_passwords(&text),
+        }
+    }
+
+    /// What the values name and what is not there, in the order of the file.
+    pub(super) fn missing(&self) -> Vec<Problem> {
+        let mut missing = self.missing.take();
+        missing.sort_by_key(|problem| problem.at);
+        missing.dedup();
+        missing.truncate(MOST_PROBLEMS);
+        missing
     }
 
     /// What was found, or `value` when that is nothing.

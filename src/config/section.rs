@@ -62,6 +62,13 @@ impl<'a> Item<'a> {
         self.reader.problems.add(self.node.at, &self.key, text);
     }
 
+    /// Tells that something which the value names is not there.
+    pub(super) fn not_there(&self, text: String) {
+        self.reader
+            .problems
+            .add_missing(self.node.at, &self.key, text);
+    }
+
     /// Complains about a key below the value that should be there.
     pub(super) fn missing(&self, key: &str, text: impl Into<String>) {
         let key = if self.key.is_empty() {

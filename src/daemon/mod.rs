@@ -278,6 +278,9 @@ impl Running {
 
     fn show_config(&self) {
         let config = &self.config;
+        for missing in &config.missing {
+            tracing::warn!(%missing, "the config names what is not there");
+        }
         let topology = self.topology.borrow().clone();
         self.board.update(|status| {
             status.version = env!("CARGO_PKG_VERSION").into();

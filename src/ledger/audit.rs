@@ -23,6 +23,7 @@ use super::rows::Row;
 use super::{Ledger, Query, chain, unreadable};
 use crate::fault::Fault;
 use crate::oci::Digest;
+use crate::state;
 
 /// Rows that are written together.
 const BATCH: u32 = 500;
@@ -78,11 +79,14 @@ struct Line<'a> {
 }
 
 impl AuditFile {
-    /// Opens the file, created when it is missing, and reads its last line. Blocks on the disk.
+    /// Opens the file, created with its folder when it is missing, and reads its last line. Blocks on the disk.
     ///
     /// # Errors
     /// When it cannot be read and written.
     pub fn open(path: &Path) -> io::Result<(AuditFile, Option<KnownEnd>)> {
+        if let Some(folder) = path.parent() {
+            state::create_folder(folder)?;
+        }
         let mut file = open(path)?;
         let end = last_line(&mut file)?;
         let known = match end {

@@ -309,3 +309,34 @@ async fn commands_name_nothing_while_the_audit_file_cannot_be_written() {
     ferry.sync(&[]).await.expect(0);
     written(&ferry, 3).await;
 }
+
+#[tokio::test]
+async fn the_folder_of_the_audit_file_is_made_or_the_way_out_is_said() {
+    let (_staging, _production, ferry) = audited();
+    let config = Config::pair("http://127.0.0.1:1", "http://127.0.0.1:2");
+    let with = |path: &str| {
+        let path = ferry.path(path).display().to_string();
+        ferry.write_config(&config.clone().daemon("audit_file", json!(path)));
+    };
+    with("logs/deep/audit.jsonl");
+    let checked = ferry.run(&["check"]).await.expect(0);
+    assert!(
+        checked.stdout.contains("logs/deep does not exist"),
+        "{}",
+        checked.stdout
+    );
+    let daemon = ferry.start().await;
+    daemon.says("started").await;
+    assert!(ferry.path("logs/deep/audit.jsonl").exists());
+    daemon.killed().await;
+
+    ferry.file("file", "no folder");
+    with("file/audit.jsonl");
+    let refused = ferry.run(&["run"]).await.expect(2);
+    assert!(
+        refused.stderr.contains("daemon.audit_file")
+            && refused.stderr.contains("/var/log/blobferry"),
+        "{}",
+        refused.stderr
+    );
+}

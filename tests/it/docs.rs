@@ -140,6 +140,8 @@ fn checked(name: &str, config: &str) {
         std::fs::write(path, content).expect("a file in the scratch directory");
     }
     let path = folder.join("blobferry.yaml");
+    // A program of the reader's own.
+    let config = config.replace("/usr/local/bin/gate", "/bin/true");
     std::fs::write(&path, config).expect("a file in the scratch directory");
     let output = blobferry(
         &["check", "-c", path.to_str().expect("a plain path")],

@@ -65,6 +65,8 @@ fn what_is_tried_is_what_the_unit_says() {
         ("RemoveIPC", "yes"),
         ("ProtectHostname", "yes"),
         ("StateDirectoryMode", "0700"),
+        ("LogsDirectory", "blobferry"),
+        ("LogsDirectoryMode", "0700"),
     ] {
         assert_eq!(value(key), expected, "{key}");
     }

@@ -135,3 +135,29 @@ async fn check_warns_of_gates_that_a_route_replaces_or_drops() {
     }
     assert!(!said.contains("gates.referrers"), "{said}");
 }
+
+/// `check` passed a gate that could only wait.
+#[tokio::test]
+async fn a_program_that_cannot_run_is_named_with_its_place() {
+    let ferry = Ferry::bare();
+    let plain = ferry.file("plain", "#!/bin/sh\n");
+    for (program, text) in [
+        ("/nowhere/gate", "install it"),
+        (&*plain, "chmod +x"),
+        ("no-such-gate", "is in PATH"),
+    ] {
+        ferry.write_config(&config(json!({}), json!({"command": {"run": [program]}})));
+        let failed = ferry.run(&["check"]).await.expect(2);
+        let said = failed.said();
+        for text in [
+            "blobferry.yaml:1:",
+            "routes[0].gates.command.run",
+            program,
+            text,
+        ] {
+            assert!(said.contains(text), "{said}");
+        }
+    }
+    ferry.write_config(&config(json!({}), json!({"command": {"run": ["true"]}})));
+    ferry.run(&["check"]).await.expect(0);
+}
