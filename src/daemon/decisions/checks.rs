@@ -20,7 +20,9 @@ pub(super) fn may(
     let forbidden = |text: String| Refusal::new(StatusCode::FORBIDDEN, "no_right", text);
     if let Some(right) = right.filter(|right| !principal.rights.has(*right)) {
         let name = &principal.name;
-        return Err(forbidden(format!("{name} has not the right `{right}`: add it to `may` of its token")));
+        return Err(forbidden(format!(
+            "{name} has not the right `{right}`: add it to `may` of its token"
+        )));
     }
     if !principal.may_decide_on(routes) {
         let about = if routes.is_empty() {
@@ -29,7 +31,9 @@ pub(super) fn may(
             format!("routes {}", routes.join(", "))
         };
         let name = &principal.name;
-        return Err(forbidden(format!("{name} may not decide about {about}: see `routes` of its token")));
+        return Err(forbidden(format!(
+            "{name} may not decide about {about}: see `routes` of its token"
+        )));
     }
     Ok(())
 }
