@@ -25,6 +25,7 @@ mod routes;
 mod server;
 mod status;
 mod sync;
+mod tags;
 mod tokens;
 mod write_timeout;
 
@@ -46,6 +47,7 @@ pub use receivers::Receivers;
 use routes::Endpoint;
 pub use routes::{Guard, ROUTES, Route};
 pub use server::{Bound, Error, bind};
+pub use tags::{KnownTag, TagQuery, TagView, TagViews, TagsHandler};
 pub use tokens::Tokens;
 
 use crate::ledger::Ledger;
@@ -113,6 +115,8 @@ pub struct Services {
     pub copies: CopyHandler,
     /// Carries decisions out.
     pub decisions: DecisionHandler,
+    /// Answers what bears on a tag.
+    pub tags: TagsHandler,
     /// Refreshes gauges; called before each scrape, so it must be quick.
     pub before_scrape: Arc<dyn Fn() + Send + Sync>,
 }
@@ -182,6 +186,7 @@ fn handler(endpoint: Endpoint) -> MethodRouter<Arc<App>> {
         Endpoint::Decide => post(decisions::decide),
         Endpoint::Decisions => get(decisions::list),
         Endpoint::Run => get(sync::run),
+        Endpoint::Tags => get(tags::tags),
         Endpoint::Events => post(events::receive).options(events::permit),
     }
 }

@@ -46,6 +46,7 @@ pub(super) enum Endpoint {
     Decide,
     Decisions,
     Run,
+    Tags,
     Events,
 }
 
@@ -61,7 +62,7 @@ pub struct Route {
 }
 
 /// All of them.
-pub const ROUTES: [Route; 11] = [
+pub const ROUTES: [Route; 12] = [
     Route {
         method: "GET",
         path: "/metrics",
@@ -121,6 +122,12 @@ pub const ROUTES: [Route; 11] = [
         path: "/v1/runs/{id}",
         guard: Guard::Look,
         endpoint: Endpoint::Run,
+    },
+    Route {
+        method: "GET",
+        path: "/v1/tags",
+        guard: Guard::Look,
+        endpoint: Endpoint::Tags,
     },
     Route {
         method: "POST",

@@ -47,6 +47,7 @@ fn services() -> (Services, mpsc::Receiver<Event>) {
                 Err(super::Refusal::bad_request(text))
             })
         }),
+        tags: Arc::new(|_| Box::pin(async { Ok(Vec::new()) })),
         before_scrape: Arc::new(|| {}),
     };
     (services, received)

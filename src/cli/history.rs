@@ -150,28 +150,33 @@ impl History {
         format!("/v1/promotions?{}", query.finish())
     }
 
-    /// The repository without its host, and the tag. A colon before a slash is that of a port.
     fn parts(&self) -> (Option<String>, Option<String>) {
-        let Some(text) = &self.repository else {
-            return (None, None);
-        };
-        if let Ok(reference) = text.parse::<Reference>() {
-            return (
-                Some(reference.repository.to_string()),
-                reference.tag.map(|tag| tag.to_string()),
-            );
-        }
-        match text.rsplit_once(':') {
-            Some((repository, tag)) if !tag.contains('/') => {
-                (Some(repository.to_owned()), Some(tag.to_owned()))
+        match &self.repository {
+            Some(text) => {
+                let (repository, tag) = repository_and_tag(text);
+                (Some(repository), tag)
             }
-            _ => (Some(text.clone()), None),
+            None => (None, None),
         }
     }
 }
 
+/// The repository without its host, and the tag. A colon before a slash is that of a port.
+pub(super) fn repository_and_tag(text: &str) -> (String, Option<String>) {
+    if let Ok(reference) = text.parse::<Reference>() {
+        let tag = reference.tag.map(|tag| tag.to_string());
+        return (reference.repository.to_string(), tag);
+    }
+    match text.rsplit_once(':') {
+        Some((repository, tag)) if !tag.contains('/') => {
+            (repository.to_owned(), Some(tag.to_owned()))
+        }
+        _ => (text.to_owned(), None),
+    }
+}
+
 /// The ledger of the state folder, to read it. `None`: there is none.
-fn open(state: &StatePath) -> Result<Option<Ledger>, Failure> {
+pub(super) fn open(state: &StatePath) -> Result<Option<Ledger>, Failure> {
     let ledger = Ledger::open_to_read(&state.folder).map_err(|error| Failure::new(2, error))?;
     if let (None, Some(doubt)) = (&ledger, &state.doubt) {
         say(&format!(

@@ -30,6 +30,7 @@ mod schema;
 mod socket;
 mod status;
 mod sync;
+mod why;
 
 use std::ffi::OsString;
 use std::io::IsTerminal;
@@ -179,6 +180,8 @@ enum Command {
     Tags(inspect::Tags),
     /// Print the digest that a reference names
     Digest(inspect::DigestOf),
+    /// Why a tag is in production, or not: both sides, rules, gates, decisions, trouble, what comes next
+    Why(why::Why),
     /// Hold: looks and carrying go on, no tag is named
     Hold(decide::Hold),
     /// End decisions: all with exactly this target, or the one with this number
@@ -359,6 +362,7 @@ async fn dispatch(
         Command::Ls(command) => command.run(arguments, lines).boxed_local().await,
         Command::Tags(command) => command.run(arguments, lines).boxed_local().await,
         Command::Digest(command) => command.run(arguments, lines).boxed_local().await,
+        Command::Why(command) => command.run(arguments, lines).boxed_local().await,
         Command::Hold(command) => command.run(arguments, lines).boxed_local().await,
         Command::Release(command) => command.run(arguments, lines).boxed_local().await,
         Command::Deny(command) => command.run(arguments, lines).boxed_local().await,

@@ -42,6 +42,18 @@ impl Socket {
         }
     }
 
+    /// Asks for something that is found out first, however long it takes. `None`: no daemon runs.
+    ///
+    /// # Errors
+    /// The daemon is not for us, or does not know.
+    pub(super) async fn find_out(&self, path_and_query: &str) -> Result<Option<Value>, Failure> {
+        match self.ask(Method::GET, path_and_query, None, None).await? {
+            Some((status, body)) if status.is_success() => Ok(Some(body)),
+            Some((status, body)) => Err(refusal(status, &body)),
+            None => Ok(None),
+        }
+    }
+
     /// Asks for something to be done, however long it takes. `None`: no daemon runs.
     ///
     /// # Errors

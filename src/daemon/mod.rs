@@ -10,6 +10,7 @@
 mod copies;
 mod decisions;
 mod queues;
+mod why;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -254,7 +255,13 @@ impl Running {
         let copies = copies::handler(&parts, sender.subscribe(), stop.clone());
         let decisions =
             decisions::handler(&parts, sender.subscribe(), handle.clone(), stop.clone());
-        let services = services(&parts, handle, copies, decisions);
+        let tags = why::handler(
+            &parts.ledger,
+            sender.subscribe(),
+            handle.clone(),
+            stop.clone(),
+        );
+        let services = services(&parts, handle, copies, decisions, tags);
         server.spawn(bound.serve(services, server_stop.clone()));
         let running = Running {
             parts,
@@ -472,6 +479,7 @@ fn services(
     handle: Handle,
     copies: admin::CopyHandler,
     decisions: admin::DecisionHandler,
+    tags: admin::TagsHandler,
 ) -> admin::Services {
     let refreshed = parts.clone();
     admin::Services {
@@ -480,6 +488,7 @@ fn services(
         metrics: parts.registry.clone(),
         copies,
         decisions,
+        tags,
         before_scrape: Arc::new(move || refreshed.refresh()),
     }
 }

@@ -4,6 +4,7 @@ mod accept;
 mod approve;
 mod rights;
 mod rollback;
+mod why;
 
 use serde_json::{Value, json};
 

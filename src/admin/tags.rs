@@ -1,0 +1,101 @@
+//! `GET /v1/tags`: everything that bears on one tag.
+
+use std::sync::Arc;
+
+use axum::extract::{Query, State};
+use axum::http::Uri;
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
+use futures::future::BoxFuture;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::App;
+use super::access::AuthContext;
+use super::answer::Refusal;
+use super::sync::acquire_wait_permit;
+use crate::decision::Numbered;
+use crate::job::{Judgement, Outcome, Trouble};
+use crate::ledger::Row;
+use crate::oci::{Digest, Tag};
+
+/// Which tag.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TagQuery {
+    /// A repository of either side; the registry's name or host may stand in front.
+    pub repository: String,
+    /// The tag there.
+    pub tag: Tag,
+}
+
+/// Everything that bears on one tag of a route at one destination.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TagView {
+    /// The route.
+    pub route: String,
+    /// `host/repository:tag` of the source.
+    pub source: String,
+    /// `host/repository:tag` of the destination.
+    pub destination: String,
+    /// What staging names.
+    pub digest: Option<Digest>,
+    /// What production names.
+    pub production: Option<Digest>,
+    /// What the ledger knows of the production tag.
+    pub known: Option<KnownTag>,
+    /// Whether the route lets the tag move.
+    pub moving: Option<bool>,
+    /// What a look would come to now, or without a daemon what the last one came to; absent: none
+    /// takes the tag.
+    pub result: Option<Outcome>,
+    /// Why, the deciding reason first.
+    pub reasons: Vec<String>,
+    /// The failure, if it failed.
+    pub error: Option<Trouble>,
+    /// The verdicts of gates. Gates that only a look asks have the verdict of the last one.
+    pub gates: Vec<Judgement>,
+    /// The decisions in force that cover it.
+    pub decisions: Vec<Numbered>,
+    /// The newest row of the ledger about it.
+    pub last: Option<Row>,
+    /// When the route is looked at without being asked.
+    pub next_look: Option<Timestamp>,
+}
+
+/// What the ledger knows of a production tag.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct KnownTag {
+    /// What we wrote or both sides agreed on.
+    pub digest: Option<Digest>,
+    /// Whether it was agreed on.
+    pub agreed: bool,
+    /// Since when.
+    pub at: Option<Timestamp>,
+    /// What was reported as drift or existing, and not decided on.
+    pub reported: Option<Digest>,
+}
+
+/// An answer.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TagViews {
+    /// One for each route and destination.
+    pub tags: Vec<TagView>,
+}
+
+/// Answers what bears on a tag.
+pub type TagsHandler =
+    Arc<dyn Fn(TagQuery) -> BoxFuture<'static, Result<Vec<TagView>, Refusal>> + Send + Sync>;
+
+/// `GET /v1/tags`.
+pub(super) async fn tags(
+    State(app): State<Arc<App>>,
+    Extension(context): Extension<AuthContext>,
+    uri: Uri,
+) -> Result<Response, Refusal> {
+    let Query(query) = Query::<TagQuery>::try_from_uri(&uri)
+        .map_err(|error| Refusal::bad_request(error.body_text()))?;
+    let _permit = acquire_wait_permit(&app, context.peer)?;
+    let tags = (app.services.tags)(query).await?;
+    Ok(Json(TagViews { tags }).into_response())
+}

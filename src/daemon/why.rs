@@ -1,0 +1,333 @@
+//! Why a tag is, or is not, in production: a look that plans alone, what the ledger knows, and the
+//! decisions in force.
+
+use std::sync::Arc;
+
+use axum::http::StatusCode;
+use futures::FutureExt as _;
+use jiff::Timestamp;
+use tokio::sync::watch as channel;
+
+use crate::admin::{KnownTag, Refusal, TagQuery, TagView, TagsHandler};
+use crate::backend::Repository;
+use crate::clock;
+use crate::commands::resolve::may_yield;
+use crate::decision::{Numbered, Target};
+use crate::endpoint::{Repositories as _, Source as _};
+use crate::fault::{Fault, shown};
+use crate::job::{Actor, Cause, Judgement, Key, LONG_WAIT, Report, Settled, TagId};
+use crate::ledger::{Ledger, Row};
+use crate::look::PassOptions;
+use crate::look::topology::{Side, Topology};
+use crate::oci::{Digest, RepositoryName, Tag};
+use crate::route::Route;
+use crate::transfer::Stop;
+use crate::transfer::limits::{RequestClass, RequestPriority};
+use crate::transfer::resolve::Attempts;
+use crate::watch::{Handle, Scope};
+
+/// Tags of staging that one question is about at most.
+const MOST: usize = 10;
+
+/// What `GET /v1/tags` is served with.
+pub(super) fn handler(
+    ledger: &Ledger,
+    topology: channel::Receiver<Arc<Topology>>,
+    watch: Handle,
+    stop: Stop,
+) -> TagsHandler {
+    let ledger = ledger.clone();
+    Arc::new(move |query| {
+        let question = Question {
+            ledger: ledger.clone(),
+            topology: topology.borrow().clone(),
+            watch: watch.clone(),
+            stop: stop.clone(),
+        };
+        async move { question.answer(query).await }.boxed()
+    })
+}
+
+struct Question {
+    ledger: Ledger,
+    topology: Arc<Topology>,
+    watch: Handle,
+    stop: Stop,
+}
+
+/// A tag of staging that a route reads.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct SourceTag {
+    route: Arc<str>,
+    repository: RepositoryName,
+    tag: Tag,
+}
+
+impl Question {
+    async fn answer(&self, query: TagQuery) -> Result<Vec<TagView>, Refusal> {
+        let mut tags = self.tags(&query).await?;
+        tags.sort();
+        tags.dedup();
+        if tags.is_empty() {
+            let text = format!(
+                "no route reads or writes {}:{} (`blobferry status` lists the routes)",
+                shown(&query.repository, 200),
+                query.tag
+            );
+            return Err(Refusal::new(StatusCode::NOT_FOUND, "nothing_matched", text));
+        }
+        let mut views = Vec::new();
+        for tag in tags.iter().take(MOST) {
+            views.extend(self.views(tag).await?);
+        }
+        Ok(views)
+    }
+
+    /// The tags of staging that a query means, by either side.
+    async fn tags(&self, query: &TagQuery) -> Result<Vec<SourceTag>, Fault> {
+        let mut tags = Vec::new();
+        for (registry, backend) in &self.topology.backends {
+            for repository in readings(&query.repository, registry, backend.origin().as_str()) {
+                if let Some(route) = self.topology.routes.of(registry, &repository) {
+                    tags.push(SourceTag {
+                        route: route.name.clone(),
+                        repository: repository.clone(),
+                        tag: query.tag.clone(),
+                    });
+                }
+                let place = TagId {
+                    origin: backend.origin().clone(),
+                    repository,
+                    tag: query.tag.clone(),
+                };
+                tags.extend(self.promoted_to(registry, &place).await?);
+            }
+        }
+        Ok(tags)
+    }
+
+    /// The tags of staging that go to a place: that of the ledger's newest job, and those of routes
+    /// with one source.
+    async fn promoted_to(&self, registry: &str, place: &TagId) -> Result<Vec<SourceTag>, Fault> {
+        let routes: Vec<&Route> = self
+            .topology
+            .routes
+            .0
+            .iter()
+            .filter(|route| leads_to(route, registry, &place.repository))
+            .collect();
+        let newest = self.ledger.newest_job(place).await?;
+        let newest = newest.filter(|key| routes.iter().any(|route| route.name == key.route));
+        if let Some(key) = newest {
+            return Ok(vec![SourceTag {
+                route: key.route,
+                repository: key.source,
+                tag: key.tag,
+            }]);
+        }
+        let of_literal = |route: &&Route| {
+            let keeps = route.to.iter().all(|to| to.naming().keeps());
+            let repository = route.from.literal().filter(|_| keeps)?;
+            Some(SourceTag {
+                route: route.name.clone(),
+                repository,
+                tag: place.tag.clone(),
+            })
+        };
+        Ok(routes.iter().filter_map(of_literal).collect())
+    }
+
+    /// What bears on a tag, at each destination of its route.
+    async fn views(&self, tag: &SourceTag) -> Result<Vec<TagView>, Refusal> {
+        let Some(route) = self.topology.route(&tag.route) else {
+            return Ok(Vec::new());
+        };
+        let planned = self.plan(tag).await?;
+        let source = self.topology.source(route, &tag.repository);
+        let mut views = Vec::new();
+        for side in self.topology.destinations(route, &tag.repository)? {
+            views.push(self.view(route, tag, &source, &side, &planned).await?);
+        }
+        Ok(views)
+    }
+
+    /// A look at the tag that plans alone.
+    async fn plan(&self, tag: &SourceTag) -> Result<Arc<Report>, Refusal> {
+        let scope = Scope {
+            routes: vec![tag.route.to_string()],
+            repository: Some(tag.repository.clone()),
+            tags: vec![tag.tag.clone()],
+            digest: None,
+        };
+        let options = PassOptions {
+            dry_run: true,
+            all: true,
+            waits: true,
+        };
+        let asked = self.watch.ask(scope, Cause::Ping, Actor::daemon(), options);
+        asked.await?.settled().await.ok_or_else(Refusal::draining)
+    }
+
+    async fn view(
+        &self,
+        route: &Route,
+        tag: &SourceTag,
+        source: &Repository,
+        side: &Side<Repository>,
+        planned: &Report,
+    ) -> Result<TagView, Refusal> {
+        let there = &side.repository;
+        let name = side.naming.name(&tag.tag);
+        let place = TagId {
+            origin: there.origin().clone(),
+            repository: there.repository().clone(),
+            tag: name.unwrap_or_else(|| tag.tag.clone()),
+        };
+        let destination = format!("{}:{}", there.address(), place.tag);
+        let job = planned
+            .jobs
+            .iter()
+            .find(|job| job.destination == destination);
+        let key = Key {
+            route: tag.route.clone(),
+            source: tag.repository.clone(),
+            tag: tag.tag.clone(),
+            destination: place.clone(),
+        };
+        let last = self.ledger.last(&key).await?;
+        let mut view = TagView {
+            route: tag.route.to_string(),
+            source: format!("{}:{}", source.address(), tag.tag),
+            destination,
+            digest: None,
+            production: None,
+            known: Some(self.known(&place).await?),
+            moving: Some(route.selection.is_moving(&tag.tag)),
+            result: job.map(|job| job.result),
+            reasons: job.map(|job| job.reasons.clone()).unwrap_or_default(),
+            error: job.and_then(|job| job.error.clone()),
+            gates: job.map(|job| gates(job, last.as_ref())).unwrap_or_default(),
+            decisions: Vec::new(),
+            last,
+            next_look: self.next_look(route),
+        };
+        match job {
+            Some(job) => {
+                view.digest = job.digest;
+                view.production = job.previous_digest;
+            }
+            None => {
+                view.reasons = planned.trouble.clone();
+                view.digest = self.named(source, &tag.tag, &mut view.reasons).await;
+                view.production = self.named(there, &place.tag, &mut view.reasons).await;
+            }
+        }
+        view.decisions = self.decisions(route, &side.registry, &place, &view).await?;
+        Ok(view)
+    }
+
+    async fn known(&self, place: &TagId) -> Result<KnownTag, Fault> {
+        let known = self.ledger.written(place).await?;
+        Ok(KnownTag {
+            digest: known.digest,
+            agreed: known.agreed,
+            at: known.at,
+            reported: known.reported,
+        })
+    }
+
+    /// What a tag names. Why it cannot be told is a reason.
+    async fn named(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+        reasons: &mut Vec<String>,
+    ) -> Option<Digest> {
+        let priority = RequestPriority::from(RequestClass::Manifests).within(LONG_WAIT);
+        let named = self
+            .topology
+            .engine
+            .resolve_tag(repository, tag, priority, Attempts::Retried, &self.stop)
+            .await;
+        named.unwrap_or_else(|fault| {
+            reasons.push(fault.chain());
+            None
+        })
+    }
+
+    /// The decisions in force that cover the tag, or what either side names under it.
+    async fn decisions(
+        &self,
+        route: &Route,
+        registry: &str,
+        place: &TagId,
+        view: &TagView,
+    ) -> Result<Vec<Numbered>, Fault> {
+        let in_force = self.ledger.in_force().await?;
+        let routes = [route.name.clone()];
+        let covers = |target: &Target| match target {
+            Target::Digest(digest) => [view.digest, view.production].contains(&Some(*digest)),
+            _ => target.covers(&routes, registry, place),
+        };
+        let covering = in_force.now(clock::now()).filter(|one| covers(&one.target));
+        Ok(covering.cloned().collect())
+    }
+
+    fn next_look(&self, route: &Route) -> Option<Timestamp> {
+        let status = self.watch.board().snapshot();
+        let routes = status.routes.into_iter();
+        let status = routes.into_iter().find(|known| known.name == *route.name);
+        status?.next_look
+    }
+}
+
+/// The verdicts of a plan, and those of the last look by gates that a plan does not ask.
+fn gates(planned: &Settled, last: Option<&Row>) -> Vec<Judgement> {
+    let mut gates = planned.gates.clone();
+    let last = last.and_then(Row::settled);
+    let last = last.filter(|last| last.digest == planned.digest);
+    for judged in last.iter().flat_map(|last| &last.gates) {
+        if gates.iter().all(|known| known.gate != judged.gate) {
+            gates.push(judged.clone());
+        }
+    }
+    gates
+}
+
+fn leads_to(route: &Route, registry: &str, repository: &RepositoryName) -> bool {
+    let to = route.to.iter();
+    to.filter(|to| **to.registry() == *registry)
+        .any(|to| may_yield(to, repository))
+}
+
+/// The repositories of a registry that a text may name: all of it, or what follows the registry's
+/// name or host.
+fn readings(text: &str, registry: &str, origin: &str) -> Vec<RepositoryName> {
+    let host = origin.rsplit_once("://").map_or(origin, |(_, host)| host);
+    let after = |first: &str| text.strip_prefix(first)?.strip_prefix('/');
+    let mut readings: Vec<RepositoryName> = [Some(text), after(registry), after(host)]
+        .into_iter()
+        .flatten()
+        .filter_map(|name| name.parse().ok())
+        .collect();
+    readings.sort();
+    readings.dedup();
+    readings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_registry_may_stand_in_front_by_its_name_or_host() {
+        let read = |text: &str| -> Vec<String> {
+            let readings = readings(text, "production", "http://127.0.0.1:5000");
+            readings.iter().map(ToString::to_string).collect()
+        };
+        assert_eq!(read("pay/api"), ["pay/api"]);
+        assert_eq!(read("production/api"), ["api", "production/api"]);
+        assert_eq!(read("127.0.0.1:5000/pay/api"), ["pay/api"]);
+        assert_eq!(read("Other"), Vec::<String>::new());
+    }
+}
