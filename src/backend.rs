@@ -38,6 +38,17 @@ pub enum Repository {
     Layout(layout::Repository),
 }
 
+impl Backend {
+    /// How far our clock is ahead of its. `None`: it has no clock, or has not answered yet.
+    pub fn clock_skew(&self) -> Option<SignedDuration> {
+        match self {
+            Backend::Registry(registry) => registry.clock_skew(),
+            Backend::Ecr(registry) => registry.inner().clock_skew(),
+            Backend::Layout(_) => None,
+        }
+    }
+}
+
 impl Repositories for Backend {
     type Repository = Repository;
 

@@ -80,15 +80,20 @@ impl Numbered {
     }
 
     /// `held by user:alice until …: reason (decision 12)`.
-    fn reason(&self, verb: &str) -> String {
+    fn reason(&self, verb: &str, now: Timestamp) -> String {
         let actor = &self.decision.actor;
         let until = self.decision.until;
         let until = until.map_or_else(String::new, |until| format!(" until {until}"));
         let said = actor.remarks.reason.as_ref();
         let said = said.map_or_else(String::new, |reason| format!(": {reason}"));
         let about = self.decision.shown_target();
+        let is_doubtful = now == expiry_time(true, now) && self.decision.until.is_some();
+        let doubt = match is_doubtful {
+            true => "; it does not end while our clock is more than 60 s off the destination's",
+            false => "",
+        };
         format!(
-            "{about} is {verb} by {actor}{until}{said} (decision {})",
+            "{about} is {verb} by {actor}{until}{said} (decision {}){doubt}",
             self.id
         )
     }
@@ -111,6 +116,8 @@ pub struct Candidate {
     pub is_rollback: bool,
     /// The digests of all manifests, configs and layers of that. `None`: not known.
     pub contents: Option<Arc<HashSet<Digest>>>,
+    /// Our clock is off the destination's: no decision about the tag expires.
+    pub is_clock_off: bool,
 }
 
 impl Candidate {
@@ -148,6 +155,11 @@ pub enum Verdict {
     Blocked(Block),
     /// What the image consists of has to be known first.
     Unknown,
+}
+
+/// The time by which decisions expire: while our clock is off, none does.
+pub fn expiry_time(is_clock_off: bool, now: Timestamp) -> Timestamp {
+    if is_clock_off { Timestamp::MIN } else { now }
 }
 
 /// The decisions in force at some time.
@@ -206,7 +218,7 @@ impl InForce {
             .into_iter()
             .filter_map(|digest| self.denial(digest, now));
         let mut reasons: Vec<(u64, String)> = denials
-            .map(|numbered| (numbered.id, numbered.reason("denied")))
+            .map(|numbered| (numbered.id, numbered.reason("denied", now)))
             .collect();
         reasons.sort();
         reasons.dedup();
@@ -219,6 +231,7 @@ impl InForce {
 
     /// Whether the tag may be named now: denials, then holds.
     pub fn judge(&self, candidate: &Candidate, now: Timestamp) -> Verdict {
+        let now = expiry_time(candidate.is_clock_off, now);
         if candidate.contents.is_none() && self.is_about_digests(now) {
             return Verdict::Unknown;
         }
@@ -226,15 +239,16 @@ impl InForce {
             self.now(now)
                 .filter(move |numbered| numbered.kind == kind && numbered.stops(candidate))
         };
-        let denials = stopping(Kind::Deny).map(|numbered| numbered.reason("denied"));
+        let denials = stopping(Kind::Deny).map(|numbered| numbered.reason("denied", now));
         let mut reasons: Vec<String> = denials.collect();
         let outcome = if reasons.is_empty() {
             Outcome::Held
         } else {
             Outcome::Refused
         };
-        reasons.extend(stopping(Kind::Hold).map(|numbered| numbered.reason("held")));
-        reasons.extend(stopping(Kind::Rollback).map(|numbered| numbered.reason("rolled back")));
+        reasons.extend(stopping(Kind::Hold).map(|numbered| numbered.reason("held", now)));
+        reasons
+            .extend(stopping(Kind::Rollback).map(|numbered| numbered.reason("rolled back", now)));
         if reasons.is_empty() {
             return Verdict::Clear;
         }
@@ -244,7 +258,7 @@ impl InForce {
     /// Why a rollback keeps a digest out of a tag, if one does.
     pub fn kept_out(&self, place: &TagId, digest: &Digest, now: Timestamp) -> Option<Block> {
         let keeping = self.now(now).filter(|one| one.keeps_out(place, digest));
-        let reasons: Vec<String> = keeping.map(|one| one.reason("rolled back")).collect();
+        let reasons: Vec<String> = keeping.map(|one| one.reason("rolled back", now)).collect();
         (!reasons.is_empty()).then_some(Block {
             outcome: Outcome::Held,
             reasons,
@@ -339,6 +353,7 @@ mod tests {
             digest: digest("image"),
             is_rollback: false,
             contents: Some(Arc::new([digest("layer")].into())),
+            is_clock_off: false,
         }
     }
 
@@ -467,6 +482,15 @@ mod tests {
         ]);
         let count = |second| reasons(&held, &candidate(), second);
         assert_eq!([9, 10, 20].map(count), [2, 1, 0]);
+        let unsure = Candidate {
+            is_clock_off: true,
+            ..candidate()
+        };
+        assert_eq!(
+            reasons(&held, &unsure, 20),
+            2,
+            "nothing ends by a wrong clock"
+        );
         assert_eq!(held.next_end(at(9)), Some(at(10)));
         assert_eq!(held.next_end(at(20)), None);
     }

@@ -5,6 +5,14 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use jiff::{SignedDuration, Timestamp};
 
 const UNKNOWN: i64 = i64::MIN;
+/// The clocks may differ by so many seconds.
+const MOST: i64 = 60;
+
+/// Whether our clock is too far off a registry's to tell the time by it. A registry without a clock
+/// does not contradict ours.
+pub fn is_clock_off(skew: Option<SignedDuration>) -> bool {
+    skew.is_some_and(|skew| skew.as_secs().abs() > MOST)
+}
 
 /// How far our clock is ahead of a registry's, by its last answer.
 #[derive(Debug)]

@@ -21,7 +21,7 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use jiff::{SignedDuration, Timestamp};
 
-pub use self::clock_skew::ClockSkew;
+pub use self::clock_skew::{ClockSkew, is_clock_off};
 use crate::fault::Fault;
 use crate::oci::{self, Descriptor, Digest, Manifest, MediaType, RepositoryName, Target};
 

@@ -34,6 +34,7 @@ fn key(app: &str, tag: &str) -> Key {
 
 fn candidate(place: &TagId, digest: &Digest) -> Candidate {
     Candidate {
+        is_clock_off: false,
         routes: Arc::from(["app".into()]),
         registry: "production".into(),
         place: place.clone(),

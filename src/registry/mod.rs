@@ -211,6 +211,11 @@ impl Registry {
         &self.transport().rate_limit
     }
 
+    /// How far our clock is ahead of its, by its last answer.
+    pub fn clock_skew(&self) -> Option<SignedDuration> {
+        self.transport().clock_skew.get()
+    }
+
     /// The principal at the registry, where the credentials tell it.
     pub fn user(&self) -> Option<String> {
         self.transport().authorizer.user()
@@ -409,7 +414,7 @@ impl Destination for Repository {
     }
 
     fn clock_skew(&self) -> Option<SignedDuration> {
-        self.transport().clock_skew.get()
+        self.registry.clock_skew()
     }
 
     async fn prepare_push(&self) {

@@ -8,12 +8,14 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use jiff::Timestamp;
+
 use super::Promotion;
 use super::limits::RequestClass;
 use super::survey::{Image, TagFacts};
 use crate::clock;
-use crate::decision::{Block, Candidate, InForce, Verdict};
-use crate::endpoint::{Destination, Source};
+use crate::decision::{Block, Candidate, InForce, Verdict, expiry_time};
+use crate::endpoint::{Destination, Source, is_clock_off};
 use crate::fault::Fault;
 use crate::job::TagId;
 use crate::ledger::RunFacts;
@@ -50,7 +52,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     /// The digests of an image, while a decision in force is about a digest.
     pub(super) async fn contents(&self, image: &Image) -> Result<Option<Contents>, Fault> {
         let in_force = self.engine.ledger.in_force().await?;
-        if !in_force.is_about_digests(clock::now()) {
+        if !in_force.is_about_digests(self.expiry_time()) {
             return Ok(None);
         }
         let top = image.top.digest;
@@ -109,13 +111,13 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     /// Why a denial keeps an image from being carried, if one does.
     pub(super) fn denial(&self, contents: Option<&Contents>) -> Option<Block> {
         let in_force = self.engine.ledger.known_decisions();
-        in_force.denied(contents?.iter(), clock::now())
+        in_force.denied(contents?.iter(), self.expiry_time())
     }
 
     /// Refuses a part of an image that was denied meanwhile.
     pub(super) fn is_not_denied(&self, digest: &Digest) -> Result<(), Fault> {
         let in_force = self.engine.ledger.known_decisions();
-        match in_force.denied([digest], clock::now()) {
+        match in_force.denied([digest], self.expiry_time()) {
             Some(block) => Err(Fault::rejected(block.reasons.join("; "))),
             None => Ok(()),
         }
@@ -137,7 +139,18 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             digest,
             is_rollback: self.job.is_rollback,
             contents,
+            is_clock_off: self.is_clock_off(),
         }
+    }
+
+    /// Whether our clock is off the destination's: then nothing expires.
+    fn is_clock_off(&self) -> bool {
+        is_clock_off(self.destination.clock_skew())
+    }
+
+    /// The time by which decisions about the destination expire.
+    fn expiry_time(&self) -> Timestamp {
+        expiry_time(self.is_clock_off(), clock::now())
     }
 
     /// Whether the job's own tag may name an image now.
@@ -167,7 +180,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         let place = &self.job.key.destination;
         let in_force = self.engine.ledger.in_force().await?;
         self.end_outlived(facts, &in_force).await?;
-        Ok(in_force.kept_out(place, &staging, clock::now()))
+        Ok(in_force.kept_out(place, &staging, self.expiry_time()))
     }
 
     /// Ends the rollbacks and approvals of the tag that staging has moved on from. A list that lags and what was

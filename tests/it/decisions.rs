@@ -2,6 +2,7 @@
 
 mod accept;
 mod approve;
+mod clock;
 mod rights;
 mod rollback;
 mod why;
