@@ -4,40 +4,32 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch as channel};
 
 use super::Error;
 use super::directory::{Directory, Side};
+use super::guards::{Ends, Guards};
 use super::reference::Named;
 use crate::backend::{Backend, Repository};
 use crate::config::Config;
 use crate::endpoint::Repositories as _;
-use crate::job::{Gates, Progress, Settled};
+use crate::job::{Progress, Settled};
 use crate::ledger::{AuditTask, RunFacts};
 use crate::look::topology::Topology;
 use crate::parts::{Parts, facts};
-use crate::route::Route;
 use crate::state::{self, StateLock};
-use crate::transfer::Settle;
+use crate::transfer::{Settle, Stop};
 
 /// With what an explicit act works.
 pub(crate) struct Context {
     pub(super) parts: Parts,
     /// What the config describes, where one was read.
     topology: Option<Arc<Topology>>,
-    /// The daemon acts: of hosts that its config does not know it has no credentials.
-    knows_config_only: bool,
+    /// The daemon acts, and this follows its config. Of hosts that it does not know it has no
+    /// credentials.
+    in_force: Option<channel::Receiver<Arc<Topology>>>,
     audit: Option<AuditTask>,
     _lock: Option<StateLock>,
-}
-
-/// What a config lets stand between an act and its destination.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Guards {
-    /// The routes that lead to the destination.
-    pub(super) routes: Arc<[Arc<str>]>,
-    /// The gates of the first of them.
-    pub(super) gates: Arc<Gates>,
 }
 
 impl Context {
@@ -70,7 +62,7 @@ impl Context {
         Ok(Context {
             parts,
             topology,
-            knows_config_only: false,
+            in_force: None,
             audit,
             _lock: lock,
         })
@@ -89,18 +81,19 @@ impl Context {
         Ok(Context {
             parts,
             topology,
-            knows_config_only: false,
+            in_force: None,
             audit: None,
             _lock: None,
         })
     }
 
-    /// For the daemon, with what its config says now.
-    pub(crate) fn of_daemon(parts: Parts, topology: Arc<Topology>) -> Context {
+    /// For the daemon, with what its config says now, and later.
+    pub(crate) fn of_daemon(parts: Parts, in_force: channel::Receiver<Arc<Topology>>) -> Context {
+        let topology = in_force.borrow().clone();
         Context {
             parts,
             topology: Some(topology),
-            knows_config_only: true,
+            in_force: Some(in_force),
             audit: None,
             _lock: None,
         }
@@ -123,7 +116,7 @@ impl Context {
             Some((topology, (registry, repository))) => {
                 Ok(topology.backend(registry).repository(repository))
             }
-            None if self.knows_config_only => Err(Error::Usage(format!(
+            None if self.in_force.is_some() => Err(Error::Usage(format!(
                 "the daemon's config has no registry {}: add it under `registries`, or stop the daemon and try again",
                 named.home()
             ))),
@@ -156,18 +149,21 @@ impl Context {
             .is_some_and(|topology| Directory::of_world(topology).is_routed(named))
     }
 
-    /// The routes of the config that lead there, with the gates of the first.
-    pub(super) fn guards(&self, named: &Named) -> Guards {
-        let Some(topology) = self.topology.as_deref() else {
-            return Guards::default();
-        };
-        let routes: Vec<&Route> = Directory::of_world(topology).routes_to(named).collect();
-        Guards {
-            gates: routes
-                .first()
-                .map(|route| route.gates.clone())
-                .unwrap_or_default(),
-            routes: routes.iter().map(|route| route.name.clone()).collect(),
+    /// What the config lets stand between a source and a destination.
+    pub(super) fn guards(&self, ends: &Ends) -> Guards {
+        let topology = self.topology.as_deref();
+        topology.map_or_else(Guards::default, |topology| ends.guards(topology))
+    }
+
+    /// When an act stops: as `stop` says, and by the rules of the config in force, which the daemon
+    /// may read again while it acts.
+    pub(super) fn stop_of(&self, ends: &Ends, guards: &Guards, stop: &Stop) -> Stop {
+        match &self.in_force {
+            Some(in_force) => Stop {
+                rules: ends.rules_in_force(guards, in_force.clone()),
+                ..stop.clone()
+            },
+            None => stop.clone(),
         }
     }
 

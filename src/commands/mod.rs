@@ -7,6 +7,7 @@ mod context;
 mod copy;
 mod decide;
 mod directory;
+mod guards;
 mod hosts;
 mod inspect;
 mod listed;

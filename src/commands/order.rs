@@ -17,8 +17,9 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::context::{Context, Guards};
+use super::context::Context;
 use super::directory::Side;
+use super::guards::{Ends, Guards, explicit_rules};
 use super::hosts::Hosts;
 use super::listed::{Listed, companions};
 use super::reference::{Env, Named};
@@ -30,7 +31,7 @@ use crate::endpoint::{Destination as _, Source as _};
 use crate::fault::Fault;
 use crate::job::{
     Actor, Cause, Companions, Job, Key, LONG_WAIT, Look, NamedTag, ObservedVia, Outcome, Rank,
-    Remarks, Report, Settled, TagId, TagRules, TagState, Trouble,
+    Remarks, Report, Settled, TagId, TagState, Trouble,
 };
 use crate::oci::{Digest, Tag, Target};
 use crate::parts::Parts;
@@ -126,6 +127,12 @@ impl Order {
         let started = clock::now();
         let clock = Instant::now();
         let steps = open.iter().map(|(pair, from, to)| {
+            let ends = Ends {
+                from: from.clone(),
+                to: to.clone(),
+                named: pair.to.clone(),
+            };
+            let guards = context.guards(&ends);
             let promotion = PairPromotion {
                 parts,
                 order: self,
@@ -133,9 +140,9 @@ impl Order {
                 from,
                 to,
                 settle,
-                stop,
+                stop: context.stop_of(&ends, &guards, stop),
                 actor,
-                guards: context.guards(&pair.to),
+                guards,
                 began: started,
                 kept: Mutex::default(),
             };
@@ -159,7 +166,7 @@ struct PairPromotion<'a> {
     from: &'a Repository,
     to: &'a Repository,
     settle: &'a Settle,
-    stop: &'a Stop,
+    stop: Stop,
     actor: &'a Actor,
     /// What guards the destination.
     guards: Guards,
@@ -179,7 +186,7 @@ impl PairPromotion<'_> {
     async fn list(&self, repository: &Repository) -> Result<Option<ListedTags>, Fault> {
         self.parts
             .engine()
-            .tags(repository, Reading::by_name(), self.stop)
+            .tags(repository, Reading::by_name(), &self.stop)
             .await
     }
 
@@ -221,7 +228,7 @@ impl PairPromotion<'_> {
             from.origin(),
             from.registry(),
             RequestClass::Manifests,
-            self.stop,
+            &self.stop,
             || {
                 let from = from.clone();
                 let target = target.clone();
@@ -266,7 +273,8 @@ impl PairPromotion<'_> {
             .keys()
             .filter(|tag| !tag.travels_with_subject())
             .cloned();
-        let (moving, fixed): (Vec<Tag>, Vec<Tag>) = tags.partition(is_moving);
+        let (moving, fixed): (Vec<Tag>, Vec<Tag>) =
+            tags.partition(|tag| explicit_rules(tag).moving);
         let mut settled = self.carry_all(fixed, &listed, HashSet::new()).await;
         let conflicts = settled
             .iter()
@@ -324,7 +332,7 @@ impl PairPromotion<'_> {
             Ok(Some(digest)) => Completion::equal(digest, 0),
             Ok(None) => {
                 engine
-                    .run(&job, self.from, self.to, &self.settle.progress, self.stop)
+                    .run(&job, self.from, self.to, &self.settle.progress, &self.stop)
                     .await
             }
             Err(fault) => Completion::failed(fault, 0),
@@ -402,10 +410,7 @@ impl PairPromotion<'_> {
             },
             routes: self.guards.routes.clone(),
             gates: self.guards.gates.clone(),
-            rules: TagRules {
-                moving: is_moving(there),
-                ..TagRules::default()
-            },
+            rules: explicit_rules(there),
             source: source
                 .and_then(|tag| tag.digest)
                 .map_or(TagState::Unknown, TagState::At),
@@ -463,8 +468,4 @@ impl PairPromotion<'_> {
         look.found = look.totals.gone == 0;
         look
     }
-}
-
-fn is_moving(tag: &Tag) -> bool {
-    tag.as_str() == "latest"
 }

@@ -128,6 +128,7 @@ pub(super) fn merged(own: Written, defaults: &Written) -> Arc<Gates> {
         min_age,
         window,
         approval,
+        beside: None,
         overrides,
     })
 }

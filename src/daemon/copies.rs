@@ -22,7 +22,7 @@ pub(super) fn handler(
 ) -> CopyHandler {
     let parts = parts.clone();
     Arc::new(move |request, actor| {
-        let context = Context::of_daemon(parts.clone(), topology.borrow().clone());
+        let context = Context::of_daemon(parts.clone(), topology.clone());
         let stop = stop.clone();
         async move { fulfil(&context, request, actor, &stop).await }.boxed()
     })

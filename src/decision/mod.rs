@@ -24,9 +24,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 pub use self::approvals::{Approval, Approvals, Change, GateOverride};
-pub use self::in_force::{
-    Block, Candidate, InForce, Numbered, Revision, Verdict, expiry_time,
-};
+pub use self::in_force::{Block, Candidate, InForce, Numbered, Revision, Verdict, expiry_time};
 pub use self::right::{NamePattern, Principal, Right, Rights};
 pub use self::target::{Destination, NotATarget, Target};
 pub use self::token::Token;

@@ -27,10 +27,9 @@ pub mod window;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::json;
 
+use crate::endpoint::is_clock_off;
 use crate::job::{GateKind, Gates, Judgement, NextJudgement};
 
-/// The clocks may differ by so many seconds.
-const MOST_SKEW: i64 = 60;
 /// How soon a clock that is off is compared again.
 const SKEW_AGAIN: SignedDuration = SignedDuration::from_secs(60);
 
@@ -48,8 +47,7 @@ pub struct TimeFacts {
 impl TimeFacts {
     /// Whether our clock cannot be trusted.
     pub fn is_skewed(&self) -> bool {
-        self.skew
-            .is_some_and(|skew| skew.as_secs().abs() > MOST_SKEW)
+        is_clock_off(self.skew)
     }
 
     /// A time gate waits while the clocks differ.
@@ -64,17 +62,20 @@ impl TimeFacts {
 
 /// The verdicts of the time gates.
 pub fn time_gates(gates: &Gates, facts: &TimeFacts) -> Vec<Judgement> {
-    let min_age = gates.min_age.map(|age| {
-        facts
-            .skewed(GateKind::MinAge)
-            .unwrap_or_else(|| min_age::judge(age, facts))
-    });
-    let window = gates.window.as_ref().map(|window| {
-        facts
-            .skewed(GateKind::Window)
-            .unwrap_or_else(|| window::judge(window, facts.now))
-    });
-    min_age.into_iter().chain(window).collect()
+    let mut judgements = Vec::new();
+    for gates in gates.all() {
+        judgements.extend(gates.min_age.map(|age| {
+            facts
+                .skewed(GateKind::MinAge)
+                .unwrap_or_else(|| min_age::judge(age, facts))
+        }));
+        judgements.extend(gates.window.as_ref().map(|window| {
+            facts
+                .skewed(GateKind::Window)
+                .unwrap_or_else(|| window::judge(window, facts.now))
+        }));
+    }
+    judgements
 }
 
 #[cfg(test)]

@@ -5,6 +5,8 @@
 //! other predicate is none. An attestation has the predicate that the gate names. What does not
 //! verify is as if it were not there.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use serde_json::{Value, json};
 
@@ -21,10 +23,88 @@ const MOST_NAMED: usize = 5;
 pub struct Signed {
     /// The manifest.
     pub subject: Digest,
-    /// Sigstore bundles, each with the digest of the referrer that holds it.
-    pub bundles: Vec<(Digest, Bytes)>,
-    /// Older signatures of cosign, each with the digest of its payload.
-    pub simple: Vec<(Digest, SimpleSignature)>,
+    /// Sigstore bundles, each called by the referrer that holds it.
+    pub bundles: Vec<Examined>,
+    /// Older signatures of cosign, each called by its payload.
+    pub simple: Vec<Examined>,
+    /// Statements that there were too many of.
+    pub left_out: usize,
+}
+
+impl Signed {
+    /// A manifest to which nothing is attached.
+    pub fn of(subject: Digest) -> Signed {
+        Signed {
+            subject,
+            bundles: Vec::new(),
+            simple: Vec::new(),
+            left_out: 0,
+        }
+    }
+}
+
+/// A statement, with all of its bytes.
+#[derive(Clone, Debug)]
+pub enum Statement {
+    /// A Sigstore bundle.
+    Bundle(Bytes),
+    /// An older signature of cosign.
+    Simple(SimpleSignature),
+}
+
+/// A statement as each signer verified it.
+#[derive(Clone, Debug)]
+pub struct Examined {
+    /// What it is called by.
+    pub statement: Digest,
+    /// The signers.
+    pub by: Arc<[Signer]>,
+    /// What each of them came to, in their order.
+    results: Arc<[Result<Verified, String>]>,
+}
+
+impl Examined {
+    /// Verifies a statement about a subject by each signer.
+    pub fn by(
+        signers: &Arc<[Signer]>,
+        called: Digest,
+        statement: &Statement,
+        subject: &Digest,
+    ) -> Examined {
+        let results = signers.iter().map(|signer| match statement {
+            Statement::Bundle(bundle) => verify_bundle(bundle, subject, signer),
+            Statement::Simple(signature) => verify_simple(signature, subject, signer),
+        });
+        Examined {
+            statement: called,
+            by: signers.clone(),
+            results: results.collect(),
+        }
+    }
+
+    /// A statement that is not looked into.
+    pub fn left_out(called: Digest, signers: &Arc<[Signer]>, why: &str) -> Examined {
+        Examined {
+            statement: called,
+            by: signers.clone(),
+            results: signers.iter().map(|_| Err(why.to_owned())).collect(),
+        }
+    }
+
+    /// Whether a signer verified it.
+    pub fn has_verified(&self) -> bool {
+        self.results.iter().any(Result::is_ok)
+    }
+
+    /// What a signer came to.
+    fn result(&self, signer: &Signer) -> Result<&Verified, String> {
+        let position = self.by.iter().position(|by| by == signer);
+        match position.map(|position| &self.results[position]) {
+            Some(Ok(verified)) => Ok(verified),
+            Some(Err(reason)) => Err(reason.clone()),
+            None => Err("it was not examined by this signer".into()),
+        }
+    }
 }
 
 /// What is attached to an image and to its platforms.
@@ -37,6 +117,15 @@ pub struct SignedImage {
 }
 
 impl SignedImage {
+    /// What was left out, for the end of a reason.
+    fn left_out(&self) -> String {
+        let signed = self.platforms.iter().chain([&self.image]);
+        match signed.map(|signed| signed.left_out).sum::<usize>() {
+            0 => String::new(),
+            count => format!(" ({count} statements were left out: there are too many)"),
+        }
+    }
+
     /// What must be signed.
     fn subjects(&self, on: Subject) -> &[Signed] {
         match on {
@@ -78,7 +167,7 @@ pub fn judge_signature(trusted: &[Trusted], signed: &SignedImage) -> Judgement {
         .iter()
         .map(|trusted| trusted.signer.to_string())
         .collect();
-    let reason = format!("no signature by {}", signers.join(" or "));
+    let reason = format!("no signature by {}", signers.join(" or ")) + &signed.left_out();
     let evidence = json!({"rejected": rejected.0});
     Judgement::wait(gate, reason, evidence, NextJudgement::Poll)
 }
@@ -99,6 +188,7 @@ pub fn judge_attestation(required: &[Attestation], signed: &SignedImage) -> Judg
             Some(statements) => found.extend(statements),
             None => {
                 let reason = format!("no attestation of {predicate} by {}", trusted.signer);
+                let reason = reason + &signed.left_out();
                 let evidence = json!({"attestations": found, "rejected": rejected.0});
                 return Judgement::wait(gate, reason, evidence, NextJudgement::Poll);
             }
@@ -114,22 +204,22 @@ pub fn judge_attestation(required: &[Attestation], signed: &SignedImage) -> Judg
 
 /// The first signature of a signer.
 fn signature_of(signed: &Signed, signer: &Signer, rejected: &mut Rejected) -> Option<Value> {
-    for (referrer, bundle) in &signed.bundles {
-        match verify_bundle(bundle, &signed.subject, signer) {
-            Ok(verified) if is_signature(&verified) => {
-                return Some(evidence(signed, referrer, &verified));
+    for bundle in &signed.bundles {
+        match bundle.result(signer) {
+            Ok(verified) if is_signature(verified) => {
+                return Some(evidence(signed, &bundle.statement, verified));
             }
             Ok(verified) => {
-                let predicate = verified.predicate.unwrap_or_default();
-                rejected.add(referrer, format!("its predicate is {predicate}"));
+                let predicate = verified.predicate.as_deref().unwrap_or_default();
+                rejected.add(&bundle.statement, format!("its predicate is {predicate}"));
             }
-            Err(reason) => rejected.add(referrer, reason),
+            Err(reason) => rejected.add(&bundle.statement, reason),
         }
     }
-    for (payload, signature) in &signed.simple {
-        match verify_simple(signature, &signed.subject, signer) {
-            Ok(verified) => return Some(evidence(signed, payload, &verified)),
-            Err(reason) => rejected.add(payload, reason),
+    for signature in &signed.simple {
+        match signature.result(signer) {
+            Ok(verified) => return Some(evidence(signed, &signature.statement, verified)),
+            Err(reason) => rejected.add(&signature.statement, reason),
         }
     }
     None
@@ -147,13 +237,13 @@ fn statement_of(
     predicate: &str,
     rejected: &mut Rejected,
 ) -> Option<Value> {
-    for (referrer, bundle) in &signed.bundles {
-        match verify_bundle(bundle, &signed.subject, signer) {
+    for bundle in &signed.bundles {
+        match bundle.result(signer) {
             Ok(verified) if verified.predicate.as_deref() == Some(predicate) => {
-                return Some(evidence(signed, referrer, &verified));
+                return Some(evidence(signed, &bundle.statement, verified));
             }
             Ok(_) => {}
-            Err(reason) => rejected.add(referrer, reason),
+            Err(reason) => rejected.add(&bundle.statement, reason),
         }
     }
     None

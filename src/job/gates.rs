@@ -103,6 +103,8 @@ pub struct Gates {
     pub http: Option<Http>,
     /// What the route says otherwise than `defaults`: for `check`.
     pub overrides: Vec<Override>,
+    /// The gates of another route to the same destination, which must pass as well.
+    pub beside: Option<Arc<Gates>>,
 }
 
 /// When tags move, by the wall clock of a zone.
@@ -287,7 +289,25 @@ impl Gates {
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.kinds().is_empty()
+        self.all().all(|gates| gates.kinds().is_empty())
+    }
+
+    /// These, and those beside them.
+    pub fn all(&self) -> impl Iterator<Item = &Gates> {
+        std::iter::successors(Some(self), |gates| gates.beside.as_deref())
+    }
+
+    /// The gates of several routes, all of which must pass.
+    pub fn together(gates: impl DoubleEndedIterator<Item = Arc<Gates>>) -> Arc<Gates> {
+        let gates = gates.filter(|gates| !gates.is_empty()).rev();
+        let together = gates.reduce(|beside, gates| {
+            let beside = Some(beside);
+            Arc::new(Gates {
+                beside,
+                ..(*gates).clone()
+            })
+        });
+        together.unwrap_or_default()
     }
 
     /// What the route changes of the gates of `defaults`, in words.

@@ -62,7 +62,8 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     ) -> Vec<Judgement> {
         let time = self.time_facts(at_hand.first_seen);
         let agreed = gates
-            .approval
+            .all()
+            .filter_map(|gates| gates.approval)
             .map(|gate| gate::approval::judge(gate, approvals, &at_hand.pushers));
         let judged = gate::time_gates(gates, &time).into_iter().chain(agreed);
         judged
@@ -84,7 +85,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     /// When the ledger first saw staging name the digest; recorded now if it has not, unless our
     /// clock is wrong.
     async fn first_seen(&self, gates: &Gates, digest: Digest) -> Result<Option<Timestamp>, Fault> {
-        if gates.min_age.is_none() {
+        if gates.all().all(|gates| gates.min_age.is_none()) {
             return Ok(None);
         }
         let is_seen = !self.job.dry_run && !self.job.is_rollback;
@@ -98,7 +99,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
 
     /// The names of those who pushed the digest, which are recorded first.
     async fn pushers(&self, gates: &Gates, digest: Digest) -> Result<Vec<String>, Fault> {
-        if gates.approval.is_none() {
+        if gates.all().all(|gates| gates.approval.is_none()) {
             return Ok(Vec::new());
         }
         let ledger = &self.engine.ledger;

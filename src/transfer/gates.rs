@@ -5,8 +5,8 @@
 //! time of day, and how old the verdicts are.
 
 use std::collections::BTreeMap;
+use std::iter;
 use std::sync::{Arc, MutexGuard};
-use std::time::Duration;
 
 use futures::FutureExt as _;
 use serde::Deserialize;
@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use super::Promotion;
 use super::approvals::AtHand;
+use super::questions::{Answer, HOLDS, Judge};
 use super::retry::stoppable;
 use super::survey::TagFacts;
 use crate::decision::{Approvals, GateOverride};
@@ -23,12 +24,9 @@ use crate::gate;
 use crate::gate::question::{self, Phase, Question};
 use crate::gate::referrers::Attached;
 use crate::gate::signature;
-use crate::job::gates::Subject;
+use crate::job::gates::{Signer, Subject};
 use crate::job::{GateKind, Gates, Judgement, Outcome, Verdict};
 use crate::oci::{Digest, Manifest, MediaType};
-
-/// How long a verdict of a program or a service holds.
-const HOLDS: Duration = Duration::from_secs(60);
 
 /// What was gathered for the gates of a job. Manifests do not change under their digest.
 #[derive(Debug, Default)]
@@ -39,17 +37,6 @@ pub(super) struct Evidence {
     media_types: BTreeMap<Digest, MediaType>,
     /// Statements that verified, with the gates that they verified by.
     verified: BTreeMap<(Digest, GateKind), (Arc<Gates>, Judgement)>,
-    /// Verdicts of programs and services, with the gates that they were asked by.
-    asked: BTreeMap<(Digest, GateKind, Phase), Asked>,
-}
-
-/// A verdict of a program or a service.
-#[derive(Clone, Debug)]
-struct Asked {
-    by: Arc<Gates>,
-    judgement: Judgement,
-    /// When it was asked for.
-    at: Instant,
 }
 
 /// What the gates came to.
@@ -59,8 +46,8 @@ pub(super) struct Judged {
     at_hand: AtHand,
     approvals: Approvals,
     pub(super) judgements: Vec<Judgement>,
-    /// When the oldest verdict of a program or a service was asked for.
-    asked: Option<Instant>,
+    /// When the oldest answer of a program or a service came.
+    answered: Option<Instant>,
 }
 
 /// What the verdicts allow.
@@ -82,16 +69,16 @@ impl Judged {
         is_pass
     }
 
-    /// Adds a verdict that was asked for at a time. Returns whether the next gate is to be judged.
-    fn add_asked(&mut self, asked: Asked) -> bool {
-        self.asked = Some(self.asked.map_or(asked.at, |oldest| oldest.min(asked.at)));
-        self.add(asked.judgement)
+    /// Adds an answer. Returns whether the next gate is to be judged.
+    fn add_answer(&mut self, answer: Answer) -> bool {
+        self.answered = Some(self.answered.map_or(answer.at, |at| at.min(answer.at)));
+        self.add(answer.judgement)
     }
 
     /// Whether a person passes a gate that is set. Then it is not asked.
-    fn is_overridden(&mut self, gate: GateKind) -> bool {
+    fn is_overridden(&mut self, gates: &Gates, gate: GateKind) -> bool {
         let passed = self.approvals.override_of(gate);
-        let passed = passed.filter(|_| self.gates.has(gate));
+        let passed = passed.filter(|_| gates.has(gate));
         let judgement = passed.map(GateOverride::judgement);
         let is_overridden = judgement.is_some();
         self.judgements.extend(judgement);
@@ -162,7 +149,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             at_hand,
             approvals,
             gates,
-            asked: None,
+            answered: None,
         };
         let is_wanted = phase == Phase::Carry || self.job.is_rollback;
         if is_wanted || judged.permission() == Permission::Name {
@@ -175,7 +162,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         Ok(permission)
     }
 
-    /// Judges the evidence, the cheap gates first, until one does not pass.
+    /// Judges the evidence until a gate does not pass.
     async fn judge_evidence(
         &self,
         facts: &TagFacts,
@@ -183,9 +170,28 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         phase: Phase,
         judged: &mut Judged,
     ) -> Result<(), Fault> {
-        let gates = judged.gates.clone();
+        let first = judged.gates.clone();
+        for gates in iter::successors(Some(first), |gates| gates.beside.clone()) {
+            self.judge_route(&gates, facts, digest, phase, judged)
+                .await?;
+            if judged.permission() == Permission::Nothing {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// Judges the evidence that one route asks for, the cheap gates first, until one does not pass.
+    async fn judge_route(
+        &self,
+        gates: &Arc<Gates>,
+        facts: &TagFacts,
+        digest: Digest,
+        phase: Phase,
+        judged: &mut Judged,
+    ) -> Result<(), Fault> {
         let mut attached = None;
-        if !gates.referrers.is_empty() && !judged.is_overridden(GateKind::Referrers) {
+        if !gates.referrers.is_empty() && !judged.is_overridden(gates, GateKind::Referrers) {
             let found = self.attached(&digest).await?;
             let judgement = gate::referrers::judge(&gates.referrers, &found);
             attached = Some(found);
@@ -195,17 +201,17 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         }
         let statements: Vec<GateKind> = [GateKind::Signature, GateKind::Attestation]
             .into_iter()
-            .filter(|gate| gates.has(*gate) && !judged.is_overridden(*gate))
+            .filter(|gate| gates.has(*gate) && !judged.is_overridden(gates, *gate))
             .collect();
-        for judgement in self.judge_statements(&gates, digest, &statements).await? {
+        for judgement in self.judge_statements(gates, digest, &statements).await? {
             if !judged.add(judgement) {
                 return Ok(());
             }
         }
-        let command = gates.command.as_ref();
-        let command = command.filter(|_| !judged.is_overridden(GateKind::Command));
-        let http = gates.http.as_ref();
-        let http = http.filter(|_| !judged.is_overridden(GateKind::Http));
+        let command = gates.command.clone().map(Judge::Command);
+        let command = command.filter(|_| !judged.is_overridden(gates, GateKind::Command));
+        let http = gates.http.clone().map(Judge::Http);
+        let http = http.filter(|_| !judged.is_overridden(gates, GateKind::Http));
         if command.is_none() && http.is_none() {
             return Ok(());
         }
@@ -229,23 +235,11 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             media_type: media_type.as_str(),
             referrers: &attached,
         };
-        if let Some(command) = command {
-            let verdict = async {
-                let run = gate::command::run(command, &question.to_json()).await;
-                gate::command::judge(command, &run)
-            };
-            let verdict = self.ask_gate(&gates, GateKind::Command, &question, verdict);
-            if !judged.add_asked(verdict.await?) {
+        for judge in command.into_iter().chain(http) {
+            let answer = self.ask_gate(&judge, &question).await?;
+            if !judged.add_answer(answer) {
                 return Ok(());
             }
-        }
-        if let Some(http) = http {
-            let verdict = async {
-                let reply = self.engine.asker.ask(http, question.to_json()).await;
-                gate::http::judge(http, reply)
-            };
-            let verdict = self.ask_gate(&gates, GateKind::Http, &question, verdict);
-            judged.add_asked(verdict.await?);
         }
         Ok(())
     }
@@ -266,9 +260,11 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         let trusted = gates.signature.iter();
         let trusted = trusted.chain(gates.attestation.iter().map(|one| &one.trusted));
         let platforms = trusted
+            .clone()
             .map(|trusted| trusted.on)
             .any(|on| on == Subject::Platforms);
-        let signed = self.signed_image(digest, platforms).await?;
+        let signers: Arc<[Signer]> = trusted.map(|trusted| trusted.signer.clone()).collect();
+        let signed = self.signed_image(digest, platforms, &signers).await?;
         let judgements: Vec<Judgement> = asked
             .iter()
             .map(|gate| match gate {
@@ -296,32 +292,21 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         (by == gates).then(|| judgement.clone())
     }
 
-    /// The verdict of a program or a service. One that lets the tag move holds for a while, as long
-    /// as the gates are the same.
-    async fn ask_gate(
-        &self,
-        gates: &Arc<Gates>,
-        gate: GateKind,
-        question: &Question<'_>,
-        verdict: impl Future<Output = Judgement>,
-    ) -> Result<Asked, Fault> {
-        let key = (question.digest, gate, question.phase);
-        let known = self.lock_evidence().asked.get(&key).cloned();
-        if let Some(known) = known.filter(|known| known.by == *gates && known.at.elapsed() < HOLDS)
-        {
-            return Ok(known);
-        }
-        let at = Instant::now();
-        let judgement = stoppable(&self.stop.drain, verdict).await?;
-        let asked = Asked {
-            by: gates.clone(),
-            judgement,
-            at,
+    /// The answer of a program or a service. A pass for naming is one for carrying, too: a slow
+    /// gate would otherwise never be asked about both in time.
+    async fn ask_gate(&self, judge: &Judge, question: &Question<'_>) -> Result<Answer, Fault> {
+        let questions = &self.engine.questions;
+        let naming = Question {
+            phase: Phase::Name,
+            ..question.clone()
         };
-        if asked.judgement.is_pass() {
-            self.lock_evidence().asked.insert(key, asked.clone());
+        if let Some(passed) = questions.passed(judge, &naming.to_json()) {
+            return Ok(passed);
         }
-        Ok(asked)
+        let hold = self.engine.settings.retry.hold;
+        let patience = (self.job.max_wait <= hold).then_some(hold);
+        let answer = questions.ask(judge, question.to_json(), &self.job.key, patience);
+        stoppable(&self.stop.drain, answer).await
     }
 
     /// Whether the last verdicts still let the tag move: by the config in force, the time of day,
@@ -335,7 +320,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         let Some(judged) = judged.as_ref() else {
             return Ok(gates.is_empty());
         };
-        let is_old = judged.asked.is_some_and(|asked| asked.elapsed() >= HOLDS);
+        let is_old = judged.answered.is_some_and(|at| at.elapsed() >= HOLDS);
         if is_old || judged.gates != gates || judged.permission() != Permission::Name {
             return Ok(false);
         }

@@ -28,6 +28,7 @@ mod pace;
 pub mod pages;
 pub mod plan;
 mod promotion;
+mod questions;
 mod referrers;
 mod refusals;
 pub mod resolve;
@@ -37,13 +38,14 @@ mod send;
 pub mod settle;
 mod signed;
 pub mod stall;
+mod statements;
 mod survey;
 mod suspended;
 mod upload;
 mod verdict;
 pub mod verify;
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -65,16 +67,17 @@ use self::limits::RequestPriority;
 pub use self::metrics::Metrics;
 use self::newest::NewestAnswers;
 use self::promotion::{Counts, Promotion};
+use self::questions::Questions;
 use self::refusals::Refusals;
 pub use self::retry::Stop;
 use self::retry::{retry, stoppable};
 pub use self::settle::Settle;
+use self::statements::Statements;
 use self::suspended::SuspendedNames;
 use self::verdict::KnownContents;
 use crate::clock;
 use crate::endpoint::{Destination, Origin, Source, Tally};
 use crate::fault::{Class, Fault};
-use crate::gate::http::Asker;
 use crate::index::Index;
 use crate::job::{Job, Key, Progress, TagId};
 use crate::ledger::Ledger;
@@ -139,7 +142,8 @@ pub struct Engine {
     unproven: Arc<Mutex<HashSet<(TagId, Digest)>>>,
     suspended: SuspendedNames,
     contents: KnownContents,
-    asker: Arc<Asker>,
+    questions: Questions,
+    statements: Statements,
 }
 
 fn asks_for_time(closed_for: Duration) -> Fault {
@@ -179,7 +183,8 @@ impl Engine {
             unproven: Arc::default(),
             suspended: SuspendedNames::default(),
             contents: KnownContents::default(),
-            asker: Arc::default(),
+            questions: Questions::default(),
+            statements: Statements::default(),
         }
     }
 
@@ -194,6 +199,11 @@ impl Engine {
             settings,
             ..self.clone()
         }
+    }
+
+    /// The tags to look at again, since a gate has answered after their jobs; waits for the first.
+    pub async fn answered(&self) -> BTreeSet<Key> {
+        self.questions.answered().await
     }
 
     /// Sends a request once the limiter allows it, with retries.

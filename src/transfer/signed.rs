@@ -2,28 +2,32 @@
 //! and the tag `sha256-<hex>.sig`.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::FutureExt as _;
+use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use serde::Deserialize;
 use tokio::time::timeout;
 
 use super::Promotion;
 use super::limits::RequestClass;
+use super::retry::stoppable;
+use super::statements::MOST_BYTES;
 use crate::endpoint::{Destination, Source};
 use crate::fault::Fault;
-use crate::gate::signature::{Signed, SignedImage};
+use crate::gate::signature::{Examined, Signed, SignedImage, Statement};
 use crate::gate::sigstore::{BUNDLE, SIMPLE_SIGNING, SimpleSignature};
+use crate::job::gates::Signer;
 use crate::oci::{Descriptor, Digest, Hasher, Kind, Manifest, MediaType};
 
 /// Most statements about one manifest.
 const MOST: usize = 100;
-/// Largest statement, in bytes: an SBOM may be the predicate.
-const MOST_BYTES: u64 = 16 * 1024 * 1024;
-/// Bytes of all statements about an image and its platforms that are in memory at once. What comes
-/// beyond is left out.
+/// Bytes of all statements about an image and its platforms. What comes beyond is left out.
 const MOST_TOGETHER: u64 = 32 * 1024 * 1024;
+/// From this size on a statement is verified beside the main thread.
+const LARGE: u64 = 64 * 1024;
 /// Longest time for one of them.
 const LONGEST: Duration = Duration::from_secs(60);
 
@@ -65,24 +69,38 @@ impl Layer {
     }
 }
 
+/// A statement that was found.
+struct Found {
+    /// The manifest that holds it.
+    holder: Digest,
+    /// What evidence calls it by.
+    shown: Digest,
+    blob: Descriptor,
+    /// The layer of an older signature of cosign; `None`: it is a bundle.
+    simple: Option<Layer>,
+}
+
 fn layers(manifest: &Manifest) -> Vec<Layer> {
     let document: Layers = serde_json::from_slice(&manifest.bytes).unwrap_or_default();
     document.layers
 }
 
 impl<S: Source, D: Destination> Promotion<'_, S, D> {
-    /// What is attached to an image, and with `platforms` to the manifests of an index.
+    /// What is attached to an image, and with `platforms` to the manifests of an index, as the
+    /// signers verify it.
     pub(super) async fn signed_image(
         &self,
         digest: Digest,
         platforms: bool,
+        signers: &Arc<[Signer]>,
     ) -> Result<SignedImage, Fault> {
         let mut room = MOST_TOGETHER;
-        let image = self.signed(digest, &mut room).boxed().await?;
+        let image = self.signed(digest, signers, &mut room).boxed().await?;
         let mut attached = Vec::new();
         if platforms {
             for platform in self.platforms(digest).await? {
-                attached.push(self.signed(platform, &mut room).boxed().await?);
+                let signed = self.signed(platform, signers, &mut room);
+                attached.push(signed.boxed().await?);
             }
         }
         Ok(SignedImage {
@@ -119,36 +137,56 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         Ok(!layers.is_empty() && layers.iter().all(|layer| layer.media_type == IN_TOTO))
     }
 
-    /// What is attached to a manifest. Each referrer is read, whatever its list calls it: lists have
-    /// named wrong artifact types (<https://github.com/sigstore/cosign/issues/4641>).
-    async fn signed(&self, subject: Digest, room: &mut u64) -> Result<Signed, Fault> {
-        let mut bundles = Vec::new();
-        for referrer in self.list_referrers(&subject).await?.into_iter().take(MOST) {
-            let Some(manifest) = self.source_manifest(referrer.digest.into()).await? else {
-                continue;
-            };
-            let named = manifest.subject.as_ref().map(|named| named.digest);
-            if let [layer] = &layers(&manifest)[..]
-                && named == Some(subject)
-                && layer.media_type.starts_with(BUNDLE)
-                && let Some(bundle) = self.statement(&layer.descriptor(), room).await?
-            {
-                bundles.push((manifest.digest, bundle));
+    /// What is attached to a manifest.
+    async fn signed(
+        &self,
+        subject: Digest,
+        signers: &Arc<[Signer]>,
+        room: &mut u64,
+    ) -> Result<Signed, Fault> {
+        let mut signed = Signed::of(subject);
+        let referrers = self.list_referrers(&subject).await?;
+        let bundles = stream::iter(referrers)
+            .map(|referrer| self.bundle_of(referrer.digest, subject).boxed())
+            .buffered(self.engine.settings.bounds.referrers);
+        let bundles: Vec<Option<Found>> = bundles.try_collect().await?;
+        let bundles: Vec<Found> = bundles.into_iter().flatten().collect();
+        let simple = self.simple_signatures(&subject).await?;
+        for (found, examined) in [(bundles, &mut signed.bundles), (simple, &mut signed.simple)] {
+            signed.left_out += found.len().saturating_sub(MOST);
+            for found in found.into_iter().take(MOST) {
+                examined.extend(self.examine(found, subject, signers, room).await?);
             }
         }
-        Ok(Signed {
-            subject,
-            bundles,
-            simple: self.simple_signatures(&subject, room).await?,
-        })
+        Ok(signed)
+    }
+
+    /// The bundle that a referrer of `subject` holds. Each referrer is read, whatever its list
+    /// calls it: lists have named wrong artifact types
+    /// (<https://github.com/sigstore/cosign/issues/4641>).
+    async fn bundle_of(&self, referrer: Digest, subject: Digest) -> Result<Option<Found>, Fault> {
+        let statements = &self.engine.statements;
+        let bundle = match statements.bundle(referrer, subject) {
+            Some(known) => known,
+            None => {
+                let Some(manifest) = self.source_manifest(referrer.into()).await? else {
+                    return Ok(None);
+                };
+                let bundle = bundle_in(&manifest, subject);
+                statements.keep_bundle(referrer, subject, bundle.clone());
+                bundle
+            }
+        };
+        Ok(bundle.map(|blob| Found {
+            holder: referrer,
+            shown: referrer,
+            blob,
+            simple: None,
+        }))
     }
 
     /// The signatures under the tag `sha256-<hex>.sig`.
-    async fn simple_signatures(
-        &self,
-        subject: &Digest,
-        room: &mut u64,
-    ) -> Result<Vec<(Digest, SimpleSignature)>, Fault> {
+    async fn simple_signatures(&self, subject: &Digest) -> Result<Vec<Found>, Fault> {
         let Some(tag) = self
             .job
             .companions
@@ -161,24 +199,76 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         let Some(manifest) = self.tagged_manifest(&tag).await? else {
             return Ok(Vec::new());
         };
-        let mut signatures = Vec::new();
-        for layer in layers(&manifest).into_iter().take(MOST) {
-            if layer.media_type != SIMPLE_SIGNING {
-                continue;
-            }
-            let payload = self.statement(&layer.descriptor(), room).await?;
-            let signature = payload.and_then(|payload| layer.simple_signature(&payload));
-            signatures.extend(signature.map(|signature| (layer.digest, signature)));
-        }
-        Ok(signatures)
+        let layers = layers(&manifest).into_iter();
+        let signatures = layers.filter(|layer| layer.media_type == SIMPLE_SIGNING);
+        let found = signatures.map(|layer| Found {
+            holder: manifest.digest,
+            shown: layer.digest,
+            blob: layer.descriptor(),
+            simple: Some(layer),
+        });
+        Ok(found.collect())
     }
 
-    /// A small blob of staging. `None`: it is not there, or there is no room for it.
-    async fn statement(&self, blob: &Descriptor, room: &mut u64) -> Result<Option<Bytes>, Fault> {
-        if blob.size > MOST_BYTES.min(*room) {
-            return Ok(None);
+    /// Verifies a statement by each signer, unless that is known. `None`: it is not there.
+    async fn examine(
+        &self,
+        found: Found,
+        subject: Digest,
+        signers: &Arc<[Signer]>,
+        room: &mut u64,
+    ) -> Result<Option<Examined>, Fault> {
+        let Found {
+            holder,
+            shown,
+            blob,
+            simple,
+        } = found;
+        let left_out = |why: &str| Ok(Some(Examined::left_out(shown, signers, why)));
+        if blob.size > MOST_BYTES {
+            return left_out("it is larger than 16 MiB, and left out");
+        }
+        if blob.size > *room {
+            return left_out("it is left out: all statements about an image may have 32 MiB");
         }
         *room -= blob.size;
+        let key = (holder, blob.digest, subject);
+        let statements = &self.engine.statements;
+        if let Some(known) = statements.examined(&key, signers) {
+            return Ok(Some(known));
+        }
+        let hold = self.engine.settings.retry.hold;
+        let taken = statements.room(blob.size, hold);
+        let taken = stoppable(&self.stop.drain, taken).await??;
+        let Some(bytes) = self.statement(&blob).await? else {
+            return Ok(None);
+        };
+        let statement = match simple {
+            None => Statement::Bundle(bytes),
+            Some(layer) => match layer.simple_signature(&bytes) {
+                Some(signature) => Statement::Simple(signature),
+                None => return Ok(None),
+            },
+        };
+        let signers = signers.clone();
+        let verify = move || {
+            let examined = Examined::by(&signers, shown, &statement, &subject);
+            drop((statement, taken));
+            examined
+        };
+        let examined = if blob.size < LARGE {
+            verify()
+        } else {
+            let verified = tokio::task::spawn_blocking(verify).await;
+            verified
+                .map_err(|_| Fault::rejected(format!("statement {shown} broke its verification")))?
+        };
+        statements.keep_examined(key, examined.clone());
+        Ok(Some(examined))
+    }
+
+    /// A small blob of staging. `None`: it is not there.
+    async fn statement(&self, blob: &Descriptor) -> Result<Option<Bytes>, Fault> {
         self.ask_source(RequestClass::Blobs, |source| {
             let blob = blob.clone();
             async move {
@@ -192,6 +282,17 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     }
 }
 
+/// The bundle of a manifest about `subject`.
+fn bundle_in(manifest: &Manifest, subject: Digest) -> Option<Descriptor> {
+    let named = manifest.subject.as_ref().map(|named| named.digest);
+    match &layers(manifest)[..] {
+        [layer] if named == Some(subject) && layer.media_type.starts_with(BUNDLE) => {
+            Some(layer.descriptor())
+        }
+        _ => None,
+    }
+}
+
 async fn read<S: Source>(source: &S, blob: &Descriptor) -> Result<Option<Bytes>, Fault> {
     let Some(mut body) = source.read_blob(blob, 0).await? else {
         return Ok(None);
@@ -200,7 +301,7 @@ async fn read<S: Source>(source: &S, blob: &Descriptor) -> Result<Option<Bytes>,
         let address = source.address();
         Fault::corrupt(format!("{address} sends another blob than {}", blob.digest))
     };
-    let mut bytes = Vec::new();
+    let mut bytes = Vec::with_capacity(blob.size as usize);
     let mut hasher = Hasher::new(blob.digest.algorithm());
     while let Some(frame) = body.frame().await {
         let frame = frame?;

@@ -144,6 +144,16 @@ impl RestingTags {
         Ok(())
     }
 
+    /// The rest of a tag that gates keep back is over: one of them has answered.
+    pub fn wake(&mut self, tag: &Tag, now: Instant) {
+        let resting = self.0.values_mut();
+        for resting in
+            resting.filter(|resting| resting.kept_back_under.is_some() && resting.tag == *tag)
+        {
+            resting.until = resting.until.min(now);
+        }
+    }
+
     /// The tags to try next, and when; none: all of the repository.
     pub fn next(&self) -> Option<(Vec<Tag>, Instant)> {
         let waking = || self.0.values().filter(|resting| resting.wakes);

@@ -136,6 +136,7 @@ impl<B: Repositories> Watch<B> {
     /// Runs until the drain begins and all that runs has settled.
     pub async fn run(mut self, mut events: mpsc::Receiver<Event>) {
         self.adopt_world();
+        let engine = self.topology().engine.clone();
         loop {
             self.start_looks();
             self.show_queue();
@@ -148,6 +149,7 @@ impl<B: Repositories> Watch<B> {
                 Ok(()) = self.topology.changed() => self.adopt_world(),
                 Some(done) = self.tasks.join_next_with_id(), if !self.tasks.is_empty() => self.done(done),
                 () = tokio::time::sleep_until(wake) => self.poll(),
+                tags = engine.answered() => self.answered(tags),
                 () = tokio::task::yield_now(), if self.has_work() => self.work(),
                 Some(event) = events.recv(), if self.pending_events.len() < most_events => self.take(event),
             }

@@ -1,8 +1,11 @@
 //! Gates: what must be so before a tag moves. Through the program and real registries.
 
 mod asked;
+mod evidence;
 mod naming;
+mod orders;
 mod signed;
+mod slow;
 mod times;
 mod wrong;
 

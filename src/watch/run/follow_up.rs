@@ -1,12 +1,14 @@
 //! Looks that follow a look in trouble.
 
+use std::collections::BTreeSet;
+
 use tokio::time::Instant;
 
 use super::Watch;
 use crate::decision::Revision;
 use crate::endpoint::Repositories;
 use crate::fault::Class;
-use crate::job::{Actor, Cause, Look, Outcome, Sight};
+use crate::job::{Actor, Cause, Key, Look, Outcome, Sight};
 use crate::look::{LookRequest, PassOptions};
 use crate::watch::handle::run_id;
 use crate::watch::queue::{LookKey, RetryDelays};
@@ -54,6 +56,26 @@ impl<B: Repositories> Watch<B> {
             None => {}
         }
         noted
+    }
+
+    /// Queues looks at tags whose gates have answered.
+    pub(super) fn answered(&mut self, tags: BTreeSet<Key>) {
+        let now = Instant::now();
+        for tag in tags {
+            let key = LookKey {
+                route: tag.route,
+                repository: tag.source,
+                dry_run: false,
+            };
+            if let Some(resting) = self.resting.get_mut(&key) {
+                resting.wake(&tag.tag, now);
+            }
+            let request = LookRequest {
+                run_id: run_id(),
+                ..LookRequest::new(vec![tag.tag], Cause::Poll, Actor::daemon())
+            };
+            self.queue.add_at(key, request, None, now, now);
+        }
     }
 }
 

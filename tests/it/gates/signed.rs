@@ -18,13 +18,13 @@ const GITHUB: &str = "https://token.actions.githubusercontent.com";
 const RELEASE: &str = "https://github.com/acme/app/.github/workflows/release.yml@refs/tags/v1";
 
 /// cosign, with keys in a folder of its own.
-struct Cosign {
+pub(super) struct Cosign {
     program: PathBuf,
     folder: tempfile::TempDir,
 }
 
 impl Cosign {
-    fn new() -> Cosign {
+    pub(super) fn new() -> Cosign {
         Cosign {
             program: installed(&["cosign"], "tests/run builds it"),
             folder: tempfile::tempdir().expect("a scratch directory"),
@@ -45,7 +45,7 @@ impl Cosign {
     }
 
     /// Makes a pair of keys; returns the public one.
-    async fn key(&self, name: &str) -> PathBuf {
+    pub(super) async fn key(&self, name: &str) -> PathBuf {
         self.run(&["generate-key-pair", "--output-key-prefix", name])
             .await;
         self.folder.path().join(format!("{name}.pub"))
@@ -64,7 +64,7 @@ impl Cosign {
         self.run(&[&usual[..], more, &[place]].concat()).await;
     }
 
-    async fn sign(&self, key: &str, place: &str) {
+    pub(super) async fn sign(&self, key: &str, place: &str) {
         self.with_key("sign", key, &[], place).await;
     }
 
@@ -82,12 +82,12 @@ impl Cosign {
     }
 }
 
-fn by_key(key: &Path) -> Value {
+pub(super) fn by_key(key: &Path) -> Value {
     json!({"signature": [{"cosign": {"key_file": key}}]})
 }
 
 /// Where an image of staging is, past the proxy.
-fn place(stage: &Stage, image: &Image) -> String {
+pub(super) fn place(stage: &Stage, image: &Image) -> String {
     format!("{}/app@{}", stage.staging.address(), image.digest())
 }
 
@@ -103,7 +103,7 @@ async fn assert_waits(stage: &Stage, image: &Image, gate: &str) -> Value {
 }
 
 /// Why statements did not count.
-fn rejected(job: &Value) -> Vec<String> {
+pub(super) fn rejected(job: &Value) -> Vec<String> {
     let rejected = job["gates"][0]["evidence"]["rejected"].as_array();
     let rejected = rejected.expect("what was rejected").iter();
     rejected
@@ -111,7 +111,7 @@ fn rejected(job: &Value) -> Vec<String> {
         .collect()
 }
 
-async fn assert_promoted(stage: &Stage, image: &Image) -> Value {
+pub(super) async fn assert_promoted(stage: &Stage, image: &Image) -> Value {
     let run = stage.sync().await.expect(0);
     let job = run.job("v1");
     assert_eq!(job["result"], "promoted", "{job:#}");
@@ -182,7 +182,7 @@ async fn a_signature_of_the_older_form_counts_for_its_own_image_alone() {
 }
 
 /// A referrer of `subject` that holds this bundle.
-fn referrer(subject: &Image, bundle: &[u8]) -> Image {
+pub(super) fn referrer(subject: &Image, bundle: &[u8]) -> Image {
     let empty = Blob::empty_json();
     let layer = Blob::new(BUNDLE, bundle.to_vec());
     let entry = |blob: &Blob, media_type: &str| json!({"mediaType": media_type, "digest": blob.digest, "size": blob.bytes.len()});
@@ -204,7 +204,7 @@ fn referrer(subject: &Image, bundle: &[u8]) -> Image {
 }
 
 /// The bundles that cosign has attached to an image.
-async fn bundles(stage: &Stage, image: &Image) -> Vec<Vec<u8>> {
+pub(super) async fn bundles(stage: &Stage, image: &Image) -> Vec<Vec<u8>> {
     let fallback = image.digest().replace(':', "-");
     let list = stage.push().manifest("app", &fallback).await.unwrap();
     let list: Value = serde_json::from_slice(&list.bytes).unwrap();

@@ -1,0 +1,304 @@
+//! Questions to programs and services, which are asked beside the jobs.
+//!
+//! A program or a service may take minutes. A job waits for a short answer; one that takes longer
+//! goes on without the job, which ends as waiting, and the tag is looked at again when the answer
+//! has come. While a gate has a question that is open for long, jobs do not wait for it at all, so
+//! a gate that hangs holds up neither jobs nor looks of others.
+//!
+//! Each gate is asked a few questions at once. A pass holds for [`HOLDS`], for the same question by
+//! the same gate; any other answer counts once.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::sync::{Notify, Semaphore, watch};
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, timeout};
+
+use crate::gate;
+use crate::gate::http::Asker;
+use crate::job::gates::{Command, Http};
+use crate::job::{GateKind, Judgement, Key, NextJudgement};
+use crate::oci::Digest;
+
+/// How long an answer holds.
+pub(super) const HOLDS: Duration = Duration::from_secs(60);
+/// A gate with a question that is open for longer is slow.
+const SLOW: Duration = Duration::from_secs(1);
+/// Questions that one gate is asked at once.
+const AT_ONCE: usize = 16;
+/// Most questions, open and answered.
+const MOST: usize = 4096;
+
+/// A program or a service of the config.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Judge {
+    Command(Command),
+    Http(Http),
+}
+
+impl Judge {
+    fn kind(&self) -> GateKind {
+        match self {
+            Judge::Command(_) => GateKind::Command,
+            Judge::Http(_) => GateKind::Http,
+        }
+    }
+
+    /// For people.
+    fn name(&self) -> &str {
+        match self {
+            Judge::Command(command) => command.run.first().map_or("", String::as_str),
+            Judge::Http(http) => http.url.host_str().unwrap_or_default(),
+        }
+    }
+
+    async fn answer(&self, asker: &Asker, question: Vec<u8>) -> Judgement {
+        match self {
+            Judge::Command(command) => {
+                let run = gate::command::run(command, &question).await;
+                gate::command::judge(command, &run)
+            }
+            Judge::Http(http) => gate::http::judge(http, asker.ask(http, question).await),
+        }
+    }
+
+    fn waits(&self, reason: String) -> Judgement {
+        Judgement::wait(self.kind(), reason, Value::Null, NextJudgement::Soon)
+    }
+}
+
+/// An answer, and when it came.
+#[derive(Clone, Debug)]
+pub(super) struct Answer {
+    pub(super) judgement: Judgement,
+    pub(super) at: Instant,
+}
+
+/// The kind of gate, and the digest of the question.
+type QuestionId = (GateKind, Digest);
+
+struct Question {
+    judge: Judge,
+    /// The tag that it is about.
+    key: Key,
+    asked: Instant,
+    answer: watch::Receiver<Option<Answer>>,
+    /// Whether a job has gone without the answer.
+    wakes: bool,
+    task: AbortHandle,
+}
+
+impl Drop for Question {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Question {
+    fn answered(&self) -> Option<Answer> {
+        self.answer.borrow().clone()
+    }
+
+    fn is_over(&self) -> bool {
+        self.answered()
+            .is_some_and(|answer| answer.at.elapsed() >= HOLDS)
+    }
+}
+
+#[derive(Default)]
+struct State {
+    questions: HashMap<QuestionId, Question>,
+    /// The turns of each gate.
+    turns: Vec<(Judge, Weak<Semaphore>)>,
+    /// Tags whose answers have come after their jobs.
+    answered: BTreeSet<Key>,
+}
+
+/// The questions of all jobs. Cheap to clone.
+#[derive(Clone, Default)]
+pub(super) struct Questions {
+    state: Arc<Mutex<State>>,
+    asker: Arc<Asker>,
+    news: Arc<Notify>,
+}
+
+impl Questions {
+    /// The tags whose answers have come after their jobs; waits for the first.
+    pub(super) async fn answered(&self) -> BTreeSet<Key> {
+        loop {
+            let answered = std::mem::take(&mut lock(&self.state).answered);
+            if !answered.is_empty() {
+                return answered;
+            }
+            self.news.notified().await;
+        }
+    }
+
+    /// A pass that still holds.
+    pub(super) fn passed(&self, judge: &Judge, question: &[u8]) -> Option<Answer> {
+        let state = lock(&self.state);
+        let id = (judge.kind(), Digest::sha256(question));
+        let known = state.questions.get(&id);
+        let known = known.filter(|known| known.judge == *judge && !known.is_over())?;
+        known.answered().filter(|answer| answer.judgement.is_pass())
+    }
+
+    /// The answer to a question about the tag of a job. `patience`: how long the job waits for it;
+    /// `None`: until it is there.
+    pub(super) async fn ask(
+        &self,
+        judge: &Judge,
+        question: Vec<u8>,
+        key: &Key,
+        patience: Option<Duration>,
+    ) -> Answer {
+        let id = (judge.kind(), Digest::sha256(&question));
+        let Some((mut answer, is_slow)) = self.begin(id, judge, question, key) else {
+            let reason = format!("{} has {MOST} questions to answer before", judge.name());
+            return now(judge.waits(reason));
+        };
+        let patience = patience.map(|patience| if is_slow { Duration::ZERO } else { patience });
+        let came = async { answer.wait_for(Option::is_some).await.ok()?.clone() };
+        let came = match patience {
+            Some(patience) => timeout(patience, came).await.ok().flatten(),
+            None => came.await,
+        };
+        self.take(id, judge, came)
+    }
+
+    /// The question, asked now unless it is open or answered already, and whether its gate is slow.
+    fn begin(
+        &self,
+        id: QuestionId,
+        judge: &Judge,
+        question: Vec<u8>,
+        key: &Key,
+    ) -> Option<(watch::Receiver<Option<Answer>>, bool)> {
+        let mut state = lock(&self.state);
+        let is_slow = state.is_slow(judge);
+        if let Some(known) = state.questions.get(&id)
+            && known.judge == *judge
+            && !known.is_over()
+        {
+            return Some((known.answer.clone(), is_slow));
+        }
+        if state.questions.len() >= MOST {
+            state.questions.retain(|_, question| !question.is_over());
+        }
+        if state.questions.len() >= MOST {
+            return None;
+        }
+        let (sender, answer) = watch::channel(None);
+        let turns = state.turns_of(judge);
+        let asking = Asking {
+            state: Arc::downgrade(&self.state),
+            asker: self.asker.clone(),
+            news: self.news.clone(),
+            judge: judge.clone(),
+            id,
+        };
+        let task = tokio::spawn(asking.run(question, turns, sender)).abort_handle();
+        let question = Question {
+            judge: judge.clone(),
+            key: key.clone(),
+            asked: Instant::now(),
+            answer: answer.clone(),
+            wakes: false,
+            task,
+        };
+        state.questions.insert(id, question);
+        Some((answer, is_slow))
+    }
+
+    /// What a job goes by. An answer that is no pass is gone with that.
+    fn take(&self, id: QuestionId, judge: &Judge, came: Option<Answer>) -> Answer {
+        let mut state = lock(&self.state);
+        let known = state.questions.get_mut(&id);
+        let known = known.filter(|known| known.judge == *judge);
+        let came = came.or_else(|| known.as_ref()?.answered());
+        match came {
+            Some(answer) if answer.judgement.is_pass() => answer,
+            Some(answer) => {
+                if known.is_some() {
+                    state.questions.remove(&id);
+                }
+                answer
+            }
+            None => {
+                if let Some(known) = known {
+                    known.wakes = true;
+                }
+                now(judge.waits(format!("{} has not answered yet", judge.name())))
+            }
+        }
+    }
+}
+
+fn now(judgement: Judgement) -> Answer {
+    let at = Instant::now();
+    Answer { judgement, at }
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl State {
+    fn is_slow(&self, judge: &Judge) -> bool {
+        let mut open = self.questions.values();
+        open.any(|question| {
+            question.judge == *judge
+                && question.asked.elapsed() > SLOW
+                && question.answered().is_none()
+        })
+    }
+
+    fn turns_of(&mut self, judge: &Judge) -> Arc<Semaphore> {
+        self.turns.retain(|(_, turns)| turns.strong_count() > 0);
+        let known = self.turns.iter().find(|(of, _)| of == judge);
+        if let Some(turns) = known.and_then(|(_, turns)| turns.upgrade()) {
+            return turns;
+        }
+        let turns = Arc::new(Semaphore::new(AT_ONCE));
+        self.turns.push((judge.clone(), Arc::downgrade(&turns)));
+        turns
+    }
+}
+
+/// A question that is being asked. It belongs to its [`Question`], which ends it when it is
+/// dropped.
+struct Asking {
+    state: Weak<Mutex<State>>,
+    asker: Arc<Asker>,
+    news: Arc<Notify>,
+    judge: Judge,
+    id: QuestionId,
+}
+
+impl Asking {
+    async fn run(
+        self,
+        question: Vec<u8>,
+        turns: Arc<Semaphore>,
+        sender: watch::Sender<Option<Answer>>,
+    ) {
+        let Ok(_turn) = turns.acquire().await else {
+            return;
+        };
+        let judgement = self.judge.answer(&self.asker, question).await;
+        let Some(state) = self.state.upgrade() else {
+            return;
+        };
+        let mut state = lock(&state);
+        sender.send_replace(Some(now(judgement)));
+        let asked = state.questions.get(&self.id);
+        let asked = asked.filter(|asked| asked.wakes && asked.judge == self.judge);
+        if let Some(key) = asked.map(|asked| asked.key.clone()) {
+            state.answered.insert(key);
+            self.news.notify_one();
+        }
+    }
+}
