@@ -89,6 +89,14 @@ impl Validator<'_> {
                 let is_right = length == bound || (length > bound) == (keyword == "minItems");
                 self.require(is_right, at, format_args!("{keyword} {bound}"));
             }
+            "minimum" | "maximum" => {
+                let bound = expected.as_f64().expect("a number");
+                let is_right = value.as_f64().is_none_or(|number| match keyword {
+                    "minimum" => number >= bound,
+                    _ => number <= bound,
+                });
+                self.require(is_right, at, format_args!("{keyword} {bound}"));
+            }
             "items" => {
                 for (position, item) in value.as_array().into_iter().flatten().enumerate() {
                     self.validate(expected, item, &format!("{at}/{position}"));
@@ -145,6 +153,7 @@ fn is(value: &Value, kind: &Value) -> bool {
     match kind.as_str().expect("the name of a type") {
         "array" => value.is_array(),
         "boolean" => value.is_boolean(),
+        "integer" => value.is_i64() || value.is_u64(),
         "null" => value.is_null(),
         "number" => value.is_number(),
         "object" => value.is_object(),
