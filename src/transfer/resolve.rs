@@ -158,15 +158,20 @@ impl Engine {
                 .await?;
             Ok::<_, Fault>(manifest.map(|manifest| manifest.digest))
         };
-        let Some(served) = read(tag.clone().into()).await? else {
+        let served = read(tag.clone().into()).await?;
+        let at = Instant::now();
+        let Some(served) = served else {
+            self.newest.note(repository, tag, None, at);
             return Ok(None);
         };
-        match self
-            .ask(origin, registry, priority, stop, || {
-                repository.pushed_digest(tag, &served)
-            })
-            .await?
-        {
+        let pushed = self.ask(origin, registry, priority, stop, || {
+            repository.pushed_digest(tag, &served)
+        });
+        let pushed = pushed.await?;
+        if pushed.is_some() {
+            self.newest.note(repository, tag, pushed, at);
+        }
+        match pushed {
             Some(pushed) if pushed != served => read(pushed.into()).await,
             pushed => Ok(pushed),
         }

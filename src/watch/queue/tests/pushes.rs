@@ -58,6 +58,32 @@ async fn a_burst_of_one_repository_is_one_look_with_the_newest_times() {
     assert!(queue.start(now, ANY).is_none());
 }
 
+/// The daemon's own look at a resting tag took the count of attempts down: a push that never showed
+/// was looked for without end.
+#[tokio::test(start_paused = true)]
+async fn attempts_at_a_push_count_on_beside_the_daemons_own_looks() {
+    let now = Instant::now();
+    let again = LookRequest {
+        attempt: 2,
+        ..ask(Cause::Webhook, &["v1"])
+    };
+    let own = || ask(Cause::Verify, &["v4"]);
+    for requests in [[again.clone(), own()], [own(), again.clone()]] {
+        let mut queue = Queue::default();
+        for request in requests {
+            queue.add(key("a"), request, None, now);
+        }
+        let (_, waiting) = queue.start(now, ANY).expect("it is due");
+        assert_eq!(waiting.request.attempt, 2);
+    }
+    let mut queue = Queue::default();
+    for request in [again.clone(), pushed("v1", 1)] {
+        queue.add(key("a"), request, None, now);
+    }
+    let (_, waiting) = queue.start(now, ANY).expect("it is due");
+    assert_eq!(waiting.request.attempt, 0, "a new push begins anew");
+}
+
 #[tokio::test(start_paused = true)]
 async fn notifications_cannot_fill_the_queue() {
     let mut queue = Queue::default();
