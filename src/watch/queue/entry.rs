@@ -210,6 +210,12 @@ impl Waiting {
         }
         self.senders.extend(senders);
         self.not_before = self.not_before.min(not_before);
+        // The daemon's own looks count no attempts at a push.
+        self.request.attempt = match (self.request.is_notified(), request.is_notified()) {
+            (true, false) => self.request.attempt,
+            (false, true) => request.attempt,
+            _ => self.request.attempt.min(request.attempt),
+        };
         self.request.tags = match (std::mem::take(&mut self.request.tags), request.tags) {
             (ours, theirs) if ours.is_empty() || theirs.is_empty() => Vec::new(),
             (mut ours, theirs) => {
@@ -233,7 +239,6 @@ impl Waiting {
         }
         self.request.trusts_hints &= request.trusts_hints;
         self.request.may_precede |= request.may_precede;
-        self.request.attempt = self.request.attempt.min(request.attempt);
         self.rank = self.rank.min(rank);
         self.merge_push_times(request.pushed);
         self.merge_pushers(request.pushers);
