@@ -187,11 +187,10 @@ async fn collected(large: &Semaphore, body: Body) -> Result<Bytes, Refusal> {
             return Err(too_large());
         }
         if read.len() + frame.len() > SMALL_BODY && permit.is_none() {
-            let busy = |_| {
+            permit = Some(large.acquire().await.map_err(|_| {
                 let text = "too many large notifications at once; send it again";
                 Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "busy", text)
-            };
-            permit = Some(large.acquire().await.map_err(busy)?);
+            })?);
         }
         read.extend_from_slice(&frame);
     }

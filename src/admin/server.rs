@@ -200,11 +200,10 @@ async fn bind_tcp(address: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> 
 
 async fn bind_socket(path: &Path, folder: Option<FolderCheck>) -> Result<ControlSocket, Error> {
     clear(path).await?;
-    let failed = |source| Error::Socket {
+    let (listener, file) = listen_at(path).map_err(|source| Error::Socket {
         path: path.into(),
         source,
-    };
-    let (listener, file) = listen_at(path).map_err(failed)?;
+    })?;
     Ok(ControlSocket {
         path: path.into(),
         folder,
@@ -446,8 +445,7 @@ async fn serve<S>(
         request.extensions_mut().insert(peer);
         let is_probe = Guard::of(request.method(), request.uri().path()) == Guard::Open;
         let answer = slot.start_request(is_probe).map(|busy| {
-            let arriving = |body| ArrivingBody::new(body, busy.arrival());
-            let request = request.map(arriving);
+            let request = request.map(|body| ArrivingBody::new(body, busy.arrival()));
             (busy, app.call(request))
         });
         async move {

@@ -29,8 +29,9 @@ impl Tokens {
 
     /// Whether one has no characters.
     pub(super) fn has_empty(&self) -> bool {
-        let is_empty = |token: &Token| token.secret.expose_secret().trim().is_empty();
-        self.read().iter().any(is_empty)
+        self.read()
+            .iter()
+            .any(|token| token.secret.expose_secret().trim().is_empty())
     }
 
     pub(super) fn is_set(&self) -> bool {

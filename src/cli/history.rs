@@ -41,7 +41,7 @@ pub(super) struct History {
     #[arg(long, conflicts_with = "json")]
     csv: bool,
     /// Only what was recorded since then: RFC 3339 (2026-11-21T19:45:00Z), or a duration back from
-    /// now (24h, 7d)
+    /// now (24h; a week is 168h)
     #[arg(long, value_name = "TIME", value_parser = since)]
     since: Option<Timestamp>,
     /// At most so many rows, the newest [default: 50; with --since 1000]

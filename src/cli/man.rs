@@ -40,6 +40,7 @@ fn print(lines: &mut Lines) -> anyhow::Result<()> {
 
 fn write(folder: &Path) -> anyhow::Result<()> {
     let cannot_write = || format!("the manual pages cannot be written to {}", folder.display());
+    std::fs::create_dir_all(folder).with_context(cannot_write)?;
     clap_mangen::generate_to(command(), folder).with_context(cannot_write)
 }
 

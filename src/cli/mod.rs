@@ -88,7 +88,7 @@ Examples:
   first line of a config, for editors with a YAML language server:
   # yaml-language-server: $schema=./blobferry.schema.json";
 
-/// Mirrors container images from a staging registry to production: every byte hashed, every blob
+/// Promotes container images from a staging registry to production: every byte hashed, every blob
 /// once, the tag last.
 #[derive(Debug, Parser)]
 #[command(name = "blobferry", version = VERSION, after_help = EXAMPLES, disable_help_subcommand = true)]

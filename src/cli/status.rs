@@ -235,7 +235,7 @@ fn plural_of(repositories: usize) -> String {
     }
 }
 
-/// A look whose time has come is due, not "ago".
+/// A look at a time that has passed is due, not "ago".
 fn due(next: Timestamp, now: Timestamp) -> String {
     if next <= now {
         "now".into()

@@ -104,10 +104,10 @@ impl Why {
             let Some(view) = view_of(row, &in_force) else {
                 continue;
             };
-            let is_known = |known: &TagView| {
-                known.route == view.route && known.destination == view.destination
-            };
-            if !views.iter().any(is_known) {
+            if !views
+                .iter()
+                .any(|known| known.route == view.route && known.destination == view.destination)
+            {
                 views.push(view);
             }
         }
@@ -151,11 +151,11 @@ fn view_of(row: Row, in_force: &[Numbered]) -> Option<TagView> {
         Target::Route(name) => **name == *settled.route,
         Target::Destination(_) => {
             let is_tag = target.tag().is_none_or(|named| named.as_str() == tag);
-            let is_there = |repository: String| {
-                destination == repository || destination.ends_with(&format!("/{repository}"))
-            };
             let repository = target.repository().map(|name| name.to_string());
-            is_tag && repository.is_none_or(is_there)
+            is_tag
+                && repository.is_none_or(|repository| {
+                    destination == repository || destination.ends_with(&format!("/{repository}"))
+                })
         }
     };
     let decisions = in_force.iter().filter(|one| covers(&one.target));

@@ -252,7 +252,7 @@ impl Probe {
         }
     }
 
-    /// An image whose only layer is `layer` and whose config is too.
+    /// An image with `layer` as its only layer and as its config.
     fn image(&self, layer: &[u8], note: &str) -> Manifest {
         let descriptor = serde_json::json!({
             "mediaType": "application/octet-stream",

@@ -117,7 +117,7 @@ struct Registry {
     /// `https://host[:port]`, `http://host[:port]`, or `layout:/path` for a folder of OCI image
     /// layouts.
     url: String,
-    /// Who we are there. Default: basic or bearer when their keys are given; ecr for the hosts of
+    /// The identity there. Default: basic or bearer when their keys are given; ecr for the hosts of
     /// private ECR registries; else the Docker config and its credential helpers, else anonymous.
     auth: Option<Auth>,
     /// For `auth: basic`.
@@ -263,7 +263,7 @@ struct Defaults {
     tags: Option<Tags>,
     /// What happens to a production tag with another digest that we never wrote. Default: keep.
     existing: Option<Existing>,
-    /// What happens to a production tag that we wrote and someone changed. Default: keep.
+    /// What happens to a production tag that we wrote and a person changed. Default: keep.
     drift: Option<Drift>,
     /// What happens when a destination repository is missing (ECR). Default: never.
     create: Option<Create>,
@@ -286,7 +286,7 @@ struct Route {
     tags: Option<Tags>,
     /// What happens to a production tag with another digest that we never wrote. Default: keep.
     existing: Option<Existing>,
-    /// What happens to a production tag that we wrote and someone changed. Default: keep.
+    /// What happens to a production tag that we wrote and a person changed. Default: keep.
     drift: Option<Drift>,
     /// What happens when a destination repository is missing (ECR). Default: never.
     create: Option<Create>,
@@ -455,7 +455,7 @@ struct OpenWindow {
 #[derive(JsonSchema)]
 #[schemars(deny_unknown_fields)]
 struct PeopleWhoAgree {
-    /// How many different people: those who are established, without the one who pushed.
+    /// How many different people: those who are established, without the pusher.
     #[schemars(range(min = 1, max = 20))]
     people: u32,
 }

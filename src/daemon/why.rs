@@ -125,16 +125,18 @@ impl Question {
                 tag: key.tag,
             }]);
         }
-        let of_literal = |route: &&Route| {
-            let keeps = route.to.iter().all(|to| to.naming().keeps());
-            let repository = route.from.literal().filter(|_| keeps)?;
-            Some(SourceTag {
-                route: route.name.clone(),
-                repository,
-                tag: place.tag.clone(),
+        Ok(routes
+            .iter()
+            .filter_map(|route| {
+                let keeps = route.to.iter().all(|to| to.naming().keeps());
+                let repository = route.from.literal().filter(|_| keeps)?;
+                Some(SourceTag {
+                    route: route.name.clone(),
+                    repository,
+                    tag: place.tag.clone(),
+                })
             })
-        };
-        Ok(routes.iter().filter_map(of_literal).collect())
+            .collect())
     }
 
     /// What bears on a tag, at each destination of its route.

@@ -35,7 +35,7 @@ pub struct Image {
     pub manifests: Vec<Bytes>,
     /// The index over them.
     pub index: Bytes,
-    /// An artifact whose subject is the index.
+    /// An artifact with the index as its subject.
     pub referrer: Bytes,
 }
 

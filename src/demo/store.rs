@@ -288,7 +288,7 @@ impl Store {
         self.lock().repositories.keys().cloned().collect()
     }
 
-    /// The manifests of a repository whose subject is `subject`.
+    /// The manifests of a repository with this subject.
     pub fn referrers(&self, repository: &RepositoryName, subject: &Digest) -> Vec<Manifest> {
         let state = self.lock();
         let manifests = state

@@ -315,7 +315,7 @@ pub struct Job {
     pub ends_when_moved: bool,
     /// When the tag was pushed to staging, where that is known.
     pub pushed: Option<Timestamp>,
-    /// The names of those who pushed it, as events told.
+    /// The names of its pushers, as events told.
     pub pushers: BTreeSet<Remark>,
     /// What may travel with the image.
     pub companions: Companions,

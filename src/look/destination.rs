@@ -177,11 +177,11 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
             return;
         };
         let known = self.known.get(&self.there(tag));
-        let is_known = |record: &TagRecord| record.digest.is_some() || record.reported.is_some();
         found.seen.push(SeenTag {
             tag: tag.clone(),
             outcome,
-            is_known: known.is_some_and(is_known),
+            is_known: known
+                .is_some_and(|record| record.digest.is_some() || record.reported.is_some()),
         });
     }
 

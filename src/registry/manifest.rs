@@ -103,10 +103,9 @@ impl Repository {
                     Target::Tag(_) => false,
                 };
                 let status = answer.status.as_u16();
-                let unknown = || about.retryable(format!("{status}: it may not be written yet"));
                 is_there
                     .then_some(Put::Accepted { subject })
-                    .ok_or_else(unknown)
+                    .ok_or_else(|| about.retryable(format!("{status}: it may not be written yet")))
             }
             _ => {
                 let refusal = self.transport().refusal(answer).await;

@@ -652,7 +652,7 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
         })))
     }
 
-    /// Ends a round whose permit came too late. The next round asks again.
+    /// Ends a round after a permit that came too late. The next round asks again.
     fn late(&self, side: Side, why: &str) -> Step {
         Step::Pause(side, self.lateness(why))
     }

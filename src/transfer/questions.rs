@@ -113,7 +113,7 @@ struct State {
     questions: HashMap<QuestionId, Question>,
     /// The turns of each gate.
     turns: Vec<(Judge, Weak<Semaphore>)>,
-    /// Tags whose answers have come after their jobs.
+    /// Tags with answers that came after their jobs.
     answered: BTreeSet<Key>,
 }
 
@@ -126,7 +126,7 @@ pub(super) struct Questions {
 }
 
 impl Questions {
-    /// The tags whose answers have come after their jobs; waits for the first.
+    /// The tags with answers that came after their jobs; waits for the first.
     pub(super) async fn answered(&self) -> BTreeSet<Key> {
         loop {
             let answered = std::mem::take(&mut lock(&self.state).answered);

@@ -135,8 +135,11 @@ impl RestingTags {
             };
             self.0.insert(destination.to_owned(), resting);
         }
-        let is_gated = |resting: &&Resting| resting.kept_back_under.is_some();
-        let gated = self.0.values().filter(is_gated).count();
+        let gated = self
+            .0
+            .values()
+            .filter(|resting| resting.kept_back_under.is_some())
+            .count();
         if gated > MOST_GATED || self.0.len() - gated > MOST {
             self.0.clear();
             return Err(TooMany);
@@ -195,10 +198,9 @@ impl Resting {
         now: Instant,
     ) -> Resting {
         let verify = under.verify;
-        let is_same = |before: &&Resting| {
+        let same = before.filter(|before| {
             before.kept_back_under.is_some() && before.settled.digest == job.digest
-        };
-        let same = before.filter(is_same);
+        });
         let since = same.map_or(now, |before| before.since);
         let failures = same.map_or(0, |before| before.failures) + 1;
         let rests = gated.next.iter().map(|next| match next {

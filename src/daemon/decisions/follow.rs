@@ -114,11 +114,10 @@ impl Decider {
     /// Asks for a look at what the decisions with these ends were about.
     async fn wake_ended(&self, decisions: &[Numbered], ends: &BTreeSet<Timestamp>) {
         let topology = self.topology.borrow().clone();
-        let is_meant = |one: &&Numbered| {
+        for numbered in decisions.iter().filter(|one| {
             let until = one.decision.until;
             until.is_some_and(|until| ends.contains(&until))
-        };
-        for numbered in decisions.iter().filter(is_meant) {
+        }) {
             if let Ok(resolved) = resolve(numbered.target.clone(), &topology) {
                 self.wake(&topology, &resolved, &Actor::daemon()).await;
             }

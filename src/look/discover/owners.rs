@@ -18,9 +18,9 @@ pub struct Owners {
     pub(super) sources: Vec<BTreeMap<RepositoryName, Arc<Destinations>>>,
     pub(super) catalogs: HashMap<Arc<str>, Arc<Catalog>>,
     pub(super) claims: Claims,
-    /// For each route the registries whose catalogs decide which of two sources is refused.
+    /// For each route the registries with the catalogs that decide which of two sources is refused.
     pub(super) awaits: Vec<BTreeSet<Arc<str>>>,
-    /// Registries whose catalogs nothing has tried to read yet.
+    /// Registries with catalogs that nothing has tried to read yet.
     pub(super) untried: BTreeSet<Arc<str>>,
     /// Routes with a source that claims nothing but depends on claims.
     pub(super) observers: BTreeSet<usize>,

@@ -196,8 +196,11 @@ pub(super) fn reach(pieces: &[Piece], from: &Pattern) -> Result<Reach, regex::Er
     let typical = ["x", "x/x", "x/x/x"]
         .into_iter()
         .filter_map(|deep| {
-            let capture = |number| if from.is_deep(number) { deep } else { "x" };
-            filled(pieces, capture).ok()
+            filled(
+                pieces,
+                |number| if from.is_deep(number) { deep } else { "x" },
+            )
+            .ok()
         })
         .collect();
     Ok(Reach::Many {

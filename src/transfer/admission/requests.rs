@@ -86,7 +86,7 @@ struct Class {
 }
 
 impl Class {
-    /// The request that goes first, of those whose time has come.
+    /// The request that goes first among those that are due.
     fn first(&self, shared: &SharedLimiter, now: Instant) -> Option<(&LineKey, u64)> {
         if self.lines.is_empty() || !self.has_room(shared, true) {
             return None;
@@ -287,7 +287,7 @@ impl Requests {
         }
     }
 
-    /// A granted request whose class has closed before it was sent waits again, in its old place.
+    /// A granted request of a class that has closed before it was sent waits again, in its old place.
     pub(in crate::transfer) fn ask_again(&mut self, id: u64, ask: Ask, now: Instant) {
         self.give_back(&ask, now);
         self.stand(id, &ask);
