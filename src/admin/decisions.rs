@@ -20,6 +20,8 @@ use crate::job::{GateKind, Remark};
 use crate::ledger;
 use crate::oci::Digest;
 
+/// Tags that an answer names at most.
+const MOST_NAMED: usize = 100;
 /// Rows in one answer at most.
 const MOST_ROWS: u32 = 1000;
 
@@ -73,6 +75,15 @@ pub struct DecisionAnswer {
 }
 
 impl DecisionAnswer {
+    /// A decision with the tags that may still move.
+    pub fn recorded(recorded: ledger::Recorded) -> DecisionAnswer {
+        let on_their_way = recorded.on_their_way.iter().take(MOST_NAMED);
+        DecisionAnswer {
+            decision: recorded.decision,
+            on_their_way: on_their_way.map(ToString::to_string).collect(),
+        }
+    }
+
     /// A decision that no tag is on its way against.
     pub fn of(decision: Numbered) -> DecisionAnswer {
         DecisionAnswer {

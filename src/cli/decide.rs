@@ -221,8 +221,8 @@ impl Common {
             None => {
                 let config = config_of(arguments, &state);
                 let recorded = decide(&state.folder, config.as_ref(), request).await;
-                let decision = recorded.map_err(|error| Failure::new(error.exit_code(), error))?;
-                DecisionAnswer::of(decision)
+                let recorded = recorded.map_err(|error| Failure::new(error.exit_code(), error))?;
+                DecisionAnswer::recorded(recorded)
             }
         };
         self.show(&answer, lines);

@@ -8,10 +8,10 @@ use super::caller;
 use super::resolve::{Unresolved, resolve};
 use crate::clock;
 use crate::config::Config;
-use crate::decision::{Decision, Kind, NotATarget, NotAnEnd, Numbered, Target, until};
+use crate::decision::{Decision, Kind, NotATarget, NotAnEnd, Target, until};
 use crate::fault::Fault;
 use crate::job::Remarks;
-use crate::ledger::{AuditTask, Ledger};
+use crate::ledger::{AuditTask, Ledger, Recorded};
 use crate::parts::{self, Parts, facts};
 use crate::state::{self, StateLock};
 
@@ -89,7 +89,7 @@ pub async fn decide(
     state: &Path,
     config: Option<&Config>,
     request: Decide,
-) -> Result<Numbered, DecideError> {
+) -> Result<Recorded, DecideError> {
     let target: Target = request.target.parse()?;
     if request.kind == Kind::Deny && target.digest().is_none() {
         return Err(DecideError::NotADigest);
@@ -113,7 +113,7 @@ async fn recorded(
     request: Decide,
     target: Target,
     until: Option<Timestamp>,
-) -> Result<Numbered, DecideError> {
+) -> Result<Recorded, DecideError> {
     let audit = start_audit(parts, config).await?;
     let recorded = added(&parts.ledger, request, target, until).await;
     if let Some(audit) = audit {
@@ -153,15 +153,14 @@ async fn added(
     request: Decide,
     target: Target,
     until: Option<Timestamp>,
-) -> Result<Numbered, DecideError> {
+) -> Result<Recorded, DecideError> {
     let actor = caller(request.remarks);
     if request.kind != Kind::Release {
         let decision = Decision {
             until,
             ..Decision::about(&target, actor)
         };
-        let recorded = ledger.decide(request.kind, decision, facts("")).await?;
-        return Ok(recorded.decision);
+        return Ok(ledger.decide(request.kind, decision, facts("")).await?);
     }
     let in_force = ledger.in_force().await?;
     let ended = in_force.ended_by(request.id, &target);
@@ -169,5 +168,8 @@ async fn added(
     let ids = ended.iter().map(|numbered| numbered.id).collect();
     let decision = Decision::about(&about.ok_or(DecideError::NotInForce)?, actor);
     let released = ledger.release(ids, decision, facts("")).await?;
-    released.ok_or(DecideError::NotInForce)
+    Ok(Recorded {
+        decision: released.ok_or(DecideError::NotInForce)?,
+        on_their_way: Vec::new(),
+    })
 }

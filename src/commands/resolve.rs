@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::directory::may_name;
-use crate::decision::{Destination, Target};
+use crate::decision::{Destination, Numbered, Target};
 use crate::endpoint::Repositories as _;
 use crate::look::topology::Topology;
 use crate::oci::RepositoryName;
@@ -81,6 +81,23 @@ pub(crate) fn resolve(target: Target, topology: &Topology) -> Result<Resolved, U
             Err(Unresolved::NotThere { what })
         }
     }
+}
+
+/// The decisions whose targets mean nothing under a config, in words.
+pub(crate) fn idle_decisions<'d>(
+    decisions: impl Iterator<Item = &'d Numbered>,
+    topology: &Topology,
+) -> Vec<String> {
+    let idle = decisions.filter_map(
+        |numbered| match resolve(numbered.target.clone(), topology) {
+            Err(Unresolved::NotThere { what }) => {
+                let (id, kind) = (numbered.id, numbered.kind);
+                Some(format!("decision {id} ({kind}) covers nothing: {what}"))
+            }
+            Ok(_) | Err(Unresolved::Ambiguous { .. }) => None,
+        },
+    );
+    idle.collect()
 }
 
 /// The routes to what the target names in the registry that its first part names.

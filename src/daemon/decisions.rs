@@ -150,12 +150,7 @@ impl Decider {
         };
         let facts = (*topology.facts).clone();
         let recorded = self.ledger.decide(request.kind, decision, facts).await?;
-        let on_their_way = recorded.on_their_way.iter().take(MOST_NAMED);
-        let answer = DecisionAnswer {
-            on_their_way: on_their_way.map(shown).collect(),
-            ..DecisionAnswer::of(recorded.decision)
-        };
-        Ok((answer, resolved))
+        Ok((DecisionAnswer::recorded(recorded), resolved))
     }
 
     /// Moves a tag back.
@@ -300,10 +295,6 @@ fn scope(topology: &Topology, resolved: &Resolved) -> Scope {
         tags: tag.cloned().into_iter().collect(),
         ..Scope::default()
     }
-}
-
-fn shown(place: &TagId) -> String {
-    format!("{}/{}:{}", place.origin, place.repository, place.tag)
 }
 
 impl From<Undecided> for Refusal {

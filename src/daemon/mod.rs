@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use self::queues::Consumers;
 use crate::admin;
 use crate::clock;
+use crate::commands::resolve::idle_decisions;
 use crate::config::{self, Config};
 use crate::endpoint::Repositories as _;
 use crate::fault::Fault;
@@ -322,6 +323,7 @@ impl Running {
     ) -> Result<(), Error> {
         let lost = self.lost.clone();
         let ledger = self.parts.ledger.clone();
+        self.idle_decisions().await;
         loop {
             let asked = stop.run_until_cancelled(lost.run_until_cancelled(signals.next()));
             match asked.await {
@@ -364,11 +366,25 @@ impl Running {
         tell_systemd(&[sd_notify::NotifyState::Ready]);
     }
 
+    /// Says which decisions in force cover nothing under the config: a route that they name may
+    /// have another name now.
+    async fn idle_decisions(&self) -> Vec<String> {
+        let topology = self.topology.borrow().clone();
+        let in_force = self.parts.ledger.in_force().await;
+        let in_force = in_force.unwrap_or_default();
+        let idle = idle_decisions(in_force.now(clock::now()), &topology);
+        for decision in &idle {
+            tracing::warn!(decision, "a decision in force covers nothing");
+        }
+        idle
+    }
+
     /// Adds the reading of the config to the ledger.
     async fn record_reload(&self, error: Option<String>) {
         let reload = Reload {
             accepted: error.is_none(),
             error,
+            warnings: self.idle_decisions().await,
             actor: Actor::daemon(),
             expired: false,
         };

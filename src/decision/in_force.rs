@@ -79,6 +79,15 @@ impl Numbered {
             && self.decision.keeps_out.contains(digest)
     }
 
+    /// Whether it may keep a tag from being named of which only the place is known.
+    pub fn may_stop(&self, place: &TagId) -> bool {
+        match (self.kind, &self.target) {
+            (Kind::Hold | Kind::Deny, Target::Route(_) | Target::Digest(_)) => true,
+            (Kind::Hold | Kind::Deny, target) => target.covers(&[], "", place),
+            _ => false,
+        }
+    }
+
     /// `held by user:alice until …: reason (decision 12)`.
     fn reason(&self, verb: &str, now: Timestamp) -> String {
         let actor = &self.decision.actor;

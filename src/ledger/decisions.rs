@@ -16,7 +16,7 @@ use tokio::time::{Instant, timeout_at};
 use super::raw::json;
 use super::raw::parsed;
 use super::rows::{self, Content};
-use super::{Ledger, RunFacts, unreadable, unwritable};
+use super::{Ledger, RunFacts, tag_records, unreadable, unwritable};
 use crate::clock;
 use crate::decision::{Candidate, Decision, InForce, Kind, Numbered, RefusedDecision, Verdict};
 use crate::endpoint::Origin;
@@ -24,6 +24,8 @@ use crate::fault::Fault;
 use crate::job::{Actor, Remarks, TagId};
 use crate::oci::Digest;
 
+/// Most names that are remembered as sent without an answer.
+const MOST_LOST: usize = 1000;
 /// How long a decision waits for names that were sent before it.
 const SENDS_SETTLE: Duration = Duration::from_secs(10);
 
@@ -50,6 +52,10 @@ struct State {
     in_force: Option<Arc<InForce>>,
     sends: BTreeMap<u64, Candidate>,
     next: u64,
+    /// Names that were sent, and whose answers were lost.
+    lost: Vec<Candidate>,
+    /// Intents that an earlier process left.
+    left: Vec<(TagId, Digest)>,
 }
 
 impl Default for Memory {
@@ -77,6 +83,29 @@ impl Memory {
         }
     }
 
+    /// The decisions that were read first, and the intents that an earlier process left.
+    fn begin(&self, in_force: InForce, left: Vec<(TagId, Digest)>) {
+        let mut state = self.lock();
+        if state.in_force.is_none() {
+            state.left = left;
+        }
+        drop(state);
+        self.adopt(in_force);
+    }
+
+    /// The names that a decision is about and whose answers were lost. Of those of an earlier
+    /// process the route and the content are not known.
+    fn lost_under(&self, decision: &Numbered) -> Vec<(TagId, Digest)> {
+        let state = self.lock();
+        let lost = state.lost.iter().filter(|lost| decision.stops(lost));
+        let lost = lost.map(|lost| (lost.place.clone(), lost.digest));
+        let left = state
+            .left
+            .iter()
+            .filter(|(place, _)| decision.may_stop(place));
+        lost.chain(left.cloned()).collect()
+    }
+
     /// The tags of names on their way that a decision stops.
     fn sends_under(&self, decision: &Numbered) -> Vec<TagId> {
         let state = self.lock();
@@ -85,16 +114,33 @@ impl Memory {
     }
 }
 
-/// A name on its way: dropped when it was answered.
+/// A name on its way. Dropped without [`Sending::answered`] it may still arrive.
 #[derive(Debug)]
 pub struct Sending {
     memory: Arc<Memory>,
     number: u64,
 }
 
+impl Sending {
+    /// The registry has answered: the tag names the digest, or will not.
+    pub fn answered(self) {
+        self.memory.lock().sends.remove(&self.number);
+    }
+}
+
 impl Drop for Sending {
     fn drop(&mut self) {
-        self.memory.lock().sends.remove(&self.number);
+        let mut state = self.memory.lock();
+        if let Some(lost) = state.sends.remove(&self.number) {
+            let is_same =
+                |known: &Candidate| known.place == lost.place && known.digest == lost.digest;
+            state.lost.retain(|known| !is_same(known));
+            if state.lost.len() >= MOST_LOST {
+                state.lost.remove(0);
+            }
+            state.lost.push(lost);
+        }
+        drop(state);
         self.memory.send_ended.notify_waiters();
     }
 }
@@ -105,8 +151,9 @@ impl Ledger {
         if let Some(known) = self.decisions.lock().in_force.clone() {
             return Ok(known);
         }
-        let read = self.store.read(in_force).await.map_err(unreadable)?;
-        self.decisions.adopt(read);
+        let read = |db: &Connection| Ok((in_force(db)?, tag_records::intents(db, MOST_LOST)?));
+        let (read, left) = self.store.read(read).await.map_err(unreadable)?;
+        self.decisions.begin(read, left);
         Ok(self.known_decisions())
     }
 
@@ -146,10 +193,15 @@ impl Ledger {
         decision: Decision,
         facts: RunFacts,
     ) -> Result<Recorded, Fault> {
+        // What an earlier process left is known before.
+        self.in_force().await?;
         let recorded = self
             .change_decisions(move |db| add(db, kind, decision, &facts))
             .await?;
-        let on_their_way = self.settled_sends(&recorded).await;
+        let mut on_their_way = self.settled_sends(&recorded).await;
+        on_their_way.extend(self.lost_sends(&recorded).await?);
+        on_their_way.sort();
+        on_their_way.dedup();
         Ok(Recorded {
             decision: recorded,
             on_their_way,
@@ -244,6 +296,28 @@ impl Ledger {
         self.check_folder()
             .map_err(|gone| Fault::retryable(gone.to_string()))?;
         Ok(changed)
+    }
+
+    /// The tags of names whose answers were lost and that a decision is about, as long as nothing
+    /// has shown what became of them.
+    async fn lost_sends(&self, decision: &Numbered) -> Result<Vec<TagId>, Fault> {
+        let lost = self.decisions.lost_under(decision);
+        if lost.is_empty() {
+            return Ok(Vec::new());
+        }
+        let act = move |db: &Connection| {
+            let mut open = Vec::new();
+            for (place, digest) in lost {
+                if tag_records::of_place(db, &place)?
+                    .intended
+                    .contains(&digest)
+                {
+                    open.push(place);
+                }
+            }
+            Ok(open)
+        };
+        self.store.read(act).await.map_err(unreadable)
     }
 
     /// Waits for the names on their way that a decision stops. Returns those that got no answer.

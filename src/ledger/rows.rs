@@ -105,6 +105,9 @@ pub struct Reload {
     /// Why it was refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// Decisions that cover nothing under it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
     /// The principal, and what it said.
     #[serde(flatten)]
     pub actor: Actor,

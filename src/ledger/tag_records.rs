@@ -9,6 +9,7 @@ use rusqlite::{Connection, OptionalExtension as _, Row, params};
 use super::raw::parsed;
 use super::{TagRecord, names};
 use crate::clock;
+use crate::endpoint::Origin;
 use crate::job::TagId;
 use crate::oci::{Digest, Tag};
 
@@ -133,6 +134,22 @@ pub(super) fn intend(
     )?
     .execute(params![origin, repository, tag, MOST_INTENDED])?;
     Ok(earlier.is_none())
+}
+
+/// The newest intents.
+pub(super) fn intents(db: &Connection, most: usize) -> rusqlite::Result<Vec<(TagId, Digest)>> {
+    db.prepare_cached(
+        "SELECT origin, repository, tag, digest FROM intents ORDER BY id DESC LIMIT ?1",
+    )?
+    .query_map([most as i64], |row| {
+        let place = TagId {
+            origin: Origin::new(row.get_ref(0)?.as_str()?),
+            repository: parsed(row, 1)?,
+            tag: parsed(row, 2)?,
+        };
+        Ok((place, parsed(row, 3)?))
+    })?
+    .collect()
 }
 
 pub(super) fn forget_intent(

@@ -483,7 +483,9 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
                     .put_manifest(&target, &self.naming.image.top),
             )
             .await?;
-            drop(sending);
+            if !put.as_ref().is_err_and(|fault| !is_refusal(fault)) {
+                sending.answered();
+            }
             promotion
                 .engine
                 .metrics
@@ -508,13 +510,7 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
                 }
                 Err(fault) => fault,
             };
-            // A refusal means that nothing was written. After any other fault the tag may have
-            // moved.
-            let is_refusal = match fault.class() {
-                Class::Retryable { after } => after.is_some(),
-                Class::Auth | Class::Rejected | Class::NotFound => true,
-                Class::Corrupt | Class::Cancelled => false,
-            };
+            let is_refusal = is_refusal(&fault);
             self.may_have_arrived = earlier || !is_refusal;
             if fault.class() == Class::Rejected {
                 promotion.engine.refusals.note(self.refusal(), &fault);
@@ -802,6 +798,16 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
                 promotion.stop,
             )
             .await
+    }
+}
+
+/// Whether the answer to a PUT means that nothing was written. After any other fault the tag may
+/// have moved, or may move yet.
+fn is_refusal(fault: &Fault) -> bool {
+    match fault.class() {
+        Class::Retryable { after } => after.is_some(),
+        Class::Auth | Class::Rejected | Class::NotFound => true,
+        Class::Corrupt | Class::Cancelled => false,
     }
 }
 

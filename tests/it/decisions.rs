@@ -330,6 +330,78 @@ async fn a_decision_waits_for_names_that_were_sent_before_it() {
     assert_eq!(scene.there("v2"), None);
 }
 
+/// A load balancer answers for production with 504: the write may arrive later.
+#[tokio::test]
+async fn a_hold_names_the_tags_whose_answers_were_lost() {
+    let scene = Scene::new();
+    scene
+        .production
+        .on(|asked| match (asked.kind, asked.reference()) {
+            (Kind::ManifestPut, "v1") => Answer::Reply(Reply::status(504)),
+            _ => Answer::Pass,
+        });
+    let daemon = scene.ferry.start_ready().await;
+    let image = Image::oci(1, &[100]);
+    scene.staging.push("app", "v1", &image);
+    daemon.ping(json!({})).await;
+    let lost = |log: &[Record]| {
+        log.iter()
+            .any(|one| one.path.ends_with("/v1") && one.status == Some(504))
+    };
+    scene.production.until("the answer is lost", lost).await;
+    let may_move = async |arguments: &[&str]| {
+        let run = scene.run(arguments).await.expect(0);
+        run.stdout.contains("/app:v1 was sent before")
+    };
+    assert!(may_move(&["hold"]).await, "everything");
+    assert!(may_move(&["hold", "route:app"]).await, "its route");
+    assert!(!may_move(&["hold", "app:v2"]).await, "another tag");
+
+    // Without a daemon the ledger knows it.
+    daemon.killed().await;
+    assert!(may_move(&["hold", "app:v1"]).await);
+    for target in [
+        &["release"][..],
+        &["release", "route:app"],
+        &["release", "app:v1"],
+    ] {
+        scene.run(target).await.expect(0);
+    }
+    scene.production.calm();
+    let _daemon = scene.ferry.start_ready().await;
+    scene.named("v1", &image).await;
+    let named = ["sync", "--tag", "v1"];
+    scene.run(&named).await.expect(0);
+    assert!(!may_move(&["hold"]).await, "it has arrived");
+}
+
+/// A route gets another name: the hold that names it covers nothing any more, and that is said.
+#[tokio::test]
+async fn a_reload_says_which_decisions_cover_nothing() {
+    let scene = Scene::new();
+    let daemon = scene.ferry.start_ready().await;
+    scene.run(&["hold", "route:app"]).await.expect(0);
+    let renamed = json!({"name": "shop", "from": "staging/app", "to": "production/app", "tags": {"include": ["*"]}});
+    let config = Config::new()
+        .registry("staging", &scene.staging.url())
+        .registry("production", &scene.production.url())
+        .raw_route(renamed);
+    scene.ferry.write_config(&config);
+    daemon.signal("HUP").await;
+    let said = "decision 1 (hold) covers nothing: the config has no route \"app\"";
+    daemon.says("a decision in force covers nothing").await;
+    eventually("the row of the reload", async || {
+        let history = scene.run(&["history", "--json"]).await;
+        let rows = history
+            .stdout
+            .lines()
+            .map(|line| serde_json::from_str::<Value>(line).unwrap());
+        rows.into_iter()
+            .find(|row| row["warnings"] == json!([said]))
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_name_that_waits_for_its_turn_is_stopped_by_a_hold() {
     let scene = Scene::new();

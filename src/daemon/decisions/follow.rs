@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use tokio::sync::watch as channel;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::{Decider, MOST_NAMED, shown};
+use super::{Decider, MOST_NAMED};
 use crate::backoff::Backoff;
 use crate::clock;
 use crate::commands::resolve::resolve;
@@ -146,7 +146,7 @@ pub(in crate::daemon) async fn watch_denied(ledger: Ledger, show: impl Fn(usize)
                     .take(MOST_NAMED)
                 {
                     tracing::warn!(
-                        tag = shown(&tag.place),
+                        tag = %tag.place,
                         digest = %tag.digest,
                         "production names a denied digest"
                     );

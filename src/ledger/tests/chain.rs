@@ -97,6 +97,7 @@ async fn five(folder: &Path) {
         ledger.record(&key, &settled, facts(), None).await.unwrap();
     }
     let reload = Reload {
+        warnings: Vec::new(),
         accepted: false,
         error: Some("line 3: unknown key".into()),
         actor: Actor::daemon(),
