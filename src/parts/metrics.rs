@@ -1,7 +1,9 @@
 //! What the stores hold, and which build runs.
 
+use prometheus::{IntGauge, IntGaugeVec};
+
 use crate::index::Statistics;
-use prometheus::{IntGauge, IntGaugeVec, Opts};
+use crate::metrics::{options, registered};
 
 /// What the stores hold.
 #[derive(Clone)]
@@ -14,21 +16,22 @@ pub(super) struct StoreMetrics {
 
 impl StoreMetrics {
     pub(super) fn new(registry: &prometheus::Registry) -> Result<StoreMetrics, prometheus::Error> {
-        let entries = IntGaugeVec::new(
-            Opts::new("blobferry_index_entries", "Entries of the index by kind."),
-            &["kind"],
-        )?;
-        let bytes = IntGauge::new("blobferry_index_bytes", "Size of the index on disk.")?;
-        let help = "Whether the state folder is the one that this process locked; while it is 0, nothing is named.";
-        let folder_held = IntGauge::new("blobferry_state_folder_held", help)?;
+        let entries = options("index_entries", "Entries of the index by kind.");
+        let bytes = options("index_bytes", "Size of the index on disk.");
+        let folder_held = options(
+            "state_folder_held",
+            "Whether the state folder is the one that this process locked; while it is 0, nothing is named.",
+        );
+        let ledger_writable = options(
+            "ledger_writable",
+            "Whether the newest write of the ledger reached the disk; while it is 0, nothing is named.",
+        );
+        let entries = registered(registry, IntGaugeVec::new(entries, &["kind"])?)?;
+        let bytes = registered(registry, IntGauge::with_opts(bytes)?)?;
+        let folder_held = registered(registry, IntGauge::with_opts(folder_held)?)?;
+        let ledger_writable = registered(registry, IntGauge::with_opts(ledger_writable)?)?;
         folder_held.set(1);
-        let help = "Whether the newest write of the ledger reached the disk; while it is 0, nothing is named.";
-        let ledger_writable = IntGauge::new("blobferry_ledger_writable", help)?;
         ledger_writable.set(1);
-        registry.register(Box::new(entries.clone()))?;
-        registry.register(Box::new(bytes.clone()))?;
-        registry.register(Box::new(folder_held.clone()))?;
-        registry.register(Box::new(ledger_writable.clone()))?;
         for kind in ["blobs", "manifests", "tags", "uploads"] {
             entries.with_label_values(&[kind]);
         }
@@ -66,11 +69,10 @@ impl StoreMetrics {
 
 /// `blobferry_build_info`.
 pub(super) fn build_info(registry: &prometheus::Registry) -> Result<(), prometheus::Error> {
-    let info = IntGaugeVec::new(
-        Opts::new("blobferry_build_info", "The build that runs: always 1."),
-        &["version", "revision"],
-    )?;
+    let info = options("build_info", "The build that runs: always 1.");
+    let info = IntGaugeVec::new(info, &["version", "revision"])?;
+    let info = registered(registry, info)?;
     info.with_label_values(&[env!("CARGO_PKG_VERSION"), crate::REVISION])
         .set(1);
-    registry.register(Box::new(info))
+    Ok(())
 }
