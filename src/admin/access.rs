@@ -66,12 +66,14 @@ pub enum SecretCheck {
 }
 
 /// A request that passed [`Rules::admit`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AuthContext {
     /// Where it came in.
     pub peer: Peer,
     /// Which secret it showed.
     pub secret_check: SecretCheck,
+    /// The principal of the token that it showed.
+    pub shown: Option<Principal>,
 }
 
 /// The rules.
@@ -98,9 +100,15 @@ impl Rules {
         uri: &Uri,
         headers: &HeaderMap,
     ) -> Result<AuthContext, Refusal> {
+        let shown = self.shown(headers);
         let context = AuthContext {
             peer,
-            secret_check: self.secret_check(headers),
+            secret_check: match &shown {
+                Some(_) => SecretCheck::Valid,
+                None if headers.contains_key(AUTHORIZATION) => SecretCheck::Wrong,
+                None => SecretCheck::Missing,
+            },
+            shown,
         };
         let hosts = hosts(uri, headers)?;
         refuse_pages(headers, hosts.first())?;
@@ -132,14 +140,14 @@ impl Rules {
     /// 401 where a token would help, 403 where none is even configured.
     pub fn principal(
         &self,
-        context: AuthContext,
+        context: &AuthContext,
         guard: Guard,
         headers: &HeaderMap,
     ) -> Result<Principal, Refusal> {
         let forbidden = |code, text: &str| Err(Refusal::new(StatusCode::FORBIDDEN, code, text));
-        let shown = self.shown(headers);
         match (context.peer, context.secret_check) {
             (Peer::Tcp(_), secret_check) if self.tokens.is_set() => {
+                let shown = context.shown.clone();
                 shown.ok_or_else(|| unauthorized(secret_check))
             }
             (_, secret_check)
@@ -172,16 +180,6 @@ impl Rules {
         let is_alone = values.next().is_none();
         let principal = self.tokens.principal(first.as_bytes());
         principal.filter(|_| is_alone)
-    }
-
-    fn secret_check(&self, headers: &HeaderMap) -> SecretCheck {
-        if !headers.contains_key(AUTHORIZATION) {
-            return SecretCheck::Missing;
-        }
-        match self.shown(headers) {
-            Some(_) => SecretCheck::Valid,
-            None => SecretCheck::Wrong,
-        }
     }
 }
 
@@ -218,13 +216,14 @@ pub(super) async fn guard(
     mut request: Request,
     next: Next,
 ) -> Response {
-    let context = *request
+    let context = request
         .extensions()
         .get::<AuthContext>()
-        .expect("admit stands in front");
+        .expect("admit stands in front")
+        .clone();
     let guard = Guard::of(request.method(), request.uri().path());
-    let verdict = app.rules.principal(context, guard, request.headers());
-    tell_secrets(&app, context);
+    let verdict = app.rules.principal(&context, guard, request.headers());
+    tell_secrets(&app, &context);
     match verdict {
         Ok(principal) => {
             let actor = Actor::named(principal.name.clone());
@@ -247,7 +246,7 @@ fn refused(peer: Peer, refusal: Refusal) -> Response {
 }
 
 /// A wrong secret is told once for each peer, until that peer shows the right one.
-fn tell_secrets(app: &App, context: AuthContext) {
+fn tell_secrets(app: &App, context: &AuthContext) {
     let Peer::Tcp(address) = context.peer else {
         return;
     };

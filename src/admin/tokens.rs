@@ -5,25 +5,41 @@ use std::sync::{Arc, PoisonError, RwLock};
 use secrecy::ExposeSecret as _;
 
 use crate::decision::{Principal, Token};
-use crate::watch::receiver::secret::is_equal;
+use crate::watch::receiver::secret::SecretHash;
 
 /// The tokens, or that there are none. Clones share them: what is put in place holds from the next
 /// request on.
 #[derive(Clone, Debug, Default)]
-pub struct Tokens(Arc<RwLock<Arc<[Token]>>>);
+pub struct Tokens(Arc<RwLock<Arc<[HashedToken]>>>);
+
+/// A token with the hash that requests are compared with.
+#[derive(Debug)]
+struct HashedToken {
+    token: Token,
+    hash: SecretHash,
+}
+
+impl HashedToken {
+    fn of(token: Token) -> HashedToken {
+        let hash = SecretHash::of(token.secret.expose_secret().as_bytes());
+        HashedToken { token, hash }
+    }
+}
 
 impl Tokens {
     /// Starts with these.
     pub fn new(tokens: Vec<Token>) -> Tokens {
-        Tokens(Arc::new(RwLock::new(tokens.into())))
+        let tokens = tokens.into_iter().map(HashedToken::of).collect();
+        Tokens(Arc::new(RwLock::new(tokens)))
     }
 
     /// Puts others in place; returns whether they differ from those before.
     pub fn replace(&self, tokens: Vec<Token>) -> bool {
         let mut current = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut both = current.iter().zip(&tokens);
         let is_same =
-            current.len() == tokens.len() && current.iter().zip(&tokens).all(|(a, b)| a.is_same(b));
-        *current = tokens.into();
+            current.len() == tokens.len() && both.all(|(before, now)| before.token.is_same(now));
+        *current = tokens.into_iter().map(HashedToken::of).collect();
         !is_same
     }
 
@@ -31,7 +47,7 @@ impl Tokens {
     pub(super) fn has_empty(&self) -> bool {
         self.read()
             .iter()
-            .any(|token| token.secret.expose_secret().trim().is_empty())
+            .any(|hashed| hashed.token.secret.expose_secret().trim().is_empty())
     }
 
     pub(super) fn is_set(&self) -> bool {
@@ -43,17 +59,18 @@ impl Tokens {
     pub(super) fn principal(&self, authorization: &[u8]) -> Option<Principal> {
         let (scheme, shown) = authorization.split_first_chunk::<7>()?;
         let is_bearer = scheme.eq_ignore_ascii_case(b"bearer ");
+        let shown = SecretHash::of(shown.trim_ascii());
         let mut found = None;
-        for token in self.read().iter() {
-            let is_shown = is_equal(token.secret.expose_secret().as_bytes(), shown.trim_ascii());
+        for hashed in self.read().iter() {
+            let is_shown = hashed.hash.is_equal(&shown);
             if is_shown && is_bearer {
-                found = Some(token.principal.clone());
+                found = Some(hashed.token.principal.clone());
             }
         }
         found
     }
 
-    fn read(&self) -> Arc<[Token]> {
+    fn read(&self) -> Arc<[HashedToken]> {
         self.0
             .read()
             .unwrap_or_else(PoisonError::into_inner)

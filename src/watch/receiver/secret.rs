@@ -294,7 +294,27 @@ fn verifies(algorithm: hmac::Algorithm, secret: &[u8], message: &[u8], tag: &[u8
 /// Compares in constant time. Digests have one length, so the time taken does not even show the
 /// length of the secret.
 pub fn is_equal(ours: &[u8], shown: &[u8]) -> bool {
-    let ours = Sha256::digest(ours);
-    let shown = Sha256::digest(shown);
-    ours.as_slice().ct_eq(shown.as_slice()).into()
+    SecretHash::of(ours).is_equal(&SecretHash::of(shown))
+}
+
+/// The hash of a secret. It does not print.
+#[derive(Clone)]
+pub struct SecretHash([u8; 32]);
+
+impl SecretHash {
+    /// Hashes a secret.
+    pub fn of(secret: &[u8]) -> SecretHash {
+        SecretHash(Sha256::digest(secret).into())
+    }
+
+    /// Compares in constant time.
+    pub fn is_equal(&self, other: &SecretHash) -> bool {
+        self.0.ct_eq(&other.0).into()
+    }
+}
+
+impl fmt::Debug for SecretHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SecretHash")
+    }
 }
