@@ -183,24 +183,7 @@ async fn a_signature_of_the_older_form_counts_for_its_own_image_alone() {
 
 /// A referrer of `subject` that holds this bundle.
 pub(super) fn referrer(subject: &Image, bundle: &[u8]) -> Image {
-    let empty = Blob::empty_json();
-    let layer = Blob::new(BUNDLE, bundle.to_vec());
-    let entry = |blob: &Blob, media_type: &str| json!({"mediaType": media_type, "digest": blob.digest, "size": blob.bytes.len()});
-    let document = json!({
-        "schemaVersion": 2,
-        "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "artifactType": BUNDLE,
-        "config": entry(&empty, "application/vnd.oci.empty.v1+json"),
-        "layers": [entry(&layer, BUNDLE)],
-        "subject": subject.root().descriptor(),
-    });
-    Image {
-        documents: vec![Document::raw(
-            "application/vnd.oci.image.manifest.v1+json",
-            document.to_string(),
-        )],
-        blobs: vec![empty, layer],
-    }
+    Image::referrer_of(subject, BUNDLE, Blob::new(BUNDLE, bundle.to_vec()))
 }
 
 /// The bundles that cosign has attached to an image.

@@ -196,13 +196,14 @@ impl Image {
 
     /// Something said about `subject`: a signature, a list of parts.
     pub fn referrer(seed: u64, subject: &Image, artifact_type: &str) -> Image {
+        let said = Blob::new("application/octet-stream", noise(seed, 300));
+        Image::referrer_of(subject, artifact_type, said)
+    }
+
+    /// A referrer of `subject` that says this.
+    pub fn referrer_of(subject: &Image, artifact_type: &str, said: Blob) -> Image {
         let more = json!({"artifactType": artifact_type, "subject": subject.root().descriptor()});
-        Image::build(
-            OCI_MANIFEST,
-            Blob::empty_json(),
-            vec![Blob::new("application/octet-stream", noise(seed, 300))],
-            more,
-        )
+        Image::build(OCI_MANIFEST, Blob::empty_json(), vec![said], more)
     }
 
     /// What BuildKit puts beside the platforms of an image: statements, and nothing to run.
