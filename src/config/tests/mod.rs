@@ -347,6 +347,9 @@ fn load_example(path: &Path) -> Config {
     for password in ["public-token", "production-password", "old-password"] {
         fs::copy(place.join("password"), place.join(password)).unwrap();
     }
+    for token in ["ci-token", "oncall-token"] {
+        fs::write(place.join(token), format!("a long secret of {token}\n")).unwrap();
+    }
     let copy = place.join(path.file_name().unwrap());
     fs::copy(path, &copy).unwrap();
     let env = |name: &str| match name {
@@ -382,6 +385,7 @@ fn the_examples_are_right() {
         "blobferry",
         "ecr-two-accounts",
         "fan-out",
+        "guarded",
         "layout-airgap",
         "private-ca-and-mtls",
         "wildcards",
@@ -463,15 +467,11 @@ fn the_schema_names_the_very_keys_that_are_read() {
 
 /// Whether the schema knows every key of a document; types are left to the editors.
 fn unknown_keys(node: &yaml::Node, shape: &Value, schema: &Value) -> Vec<String> {
-    let shape = resolve(shape, schema);
+    let shapes = alternatives(shape, schema);
     match &node.value {
         yaml::Value::List(items) => {
-            let alternatives = shape["anyOf"].as_array().into_iter().flatten();
-            let shape = [shape]
-                .into_iter()
-                .chain(alternatives)
-                .find_map(|shape| shape.get("items"))
-                .unwrap_or(&Value::Null);
+            let items_of = shapes.iter().find_map(|shape| shape.get("items"));
+            let shape = items_of.unwrap_or(&Value::Null);
             items
                 .iter()
                 .flat_map(|item| unknown_keys(item, shape, schema))
@@ -481,11 +481,7 @@ fn unknown_keys(node: &yaml::Node, shape: &Value, schema: &Value) -> Vec<String>
             .iter()
             .filter(|entry| !entry.key.starts_with("x-"))
             .flat_map(|entry| {
-                let property = shape["properties"].get(&entry.key).or_else(|| {
-                    shape["additionalProperties"]
-                        .as_object()
-                        .map(|_| &shape["additionalProperties"])
-                });
+                let property = shapes.iter().find_map(|shape| property(shape, &entry.key));
                 property.map_or_else(
                     || vec![entry.key.clone()],
                     |property| unknown_keys(&entry.node, property, schema),
@@ -496,20 +492,27 @@ fn unknown_keys(node: &yaml::Node, shape: &Value, schema: &Value) -> Vec<String>
     }
 }
 
-/// Follows `$ref`, and an `anyOf` to its first alternative that is more than null.
-fn resolve<'a>(shape: &'a Value, schema: &'a Value) -> &'a Value {
-    if let Some(name) = shape["$ref"]
+fn property<'a>(shape: &'a Value, key: &str) -> Option<&'a Value> {
+    let others = &shape["additionalProperties"];
+    shape["properties"]
+        .get(key)
+        .or_else(|| others.is_object().then_some(others))
+}
+
+/// The shapes that a value may have: follows `$ref` and `anyOf`.
+fn alternatives<'a>(shape: &'a Value, schema: &'a Value) -> Vec<&'a Value> {
+    let definition = shape["$ref"]
         .as_str()
-        .and_then(|name| name.strip_prefix("#/$defs/"))
-    {
-        return &schema["$defs"][name];
+        .and_then(|name| name.strip_prefix("#/$defs/"));
+    if let Some(name) = definition {
+        return alternatives(&schema["$defs"][name], schema);
     }
-    match shape["anyOf"]
-        .as_array()
-        .and_then(|shapes| shapes.iter().find(|shape| shape["type"] != "null"))
-    {
-        Some(shape) => resolve(shape, schema),
-        None => shape,
+    match shape["anyOf"].as_array() {
+        Some(shapes) => shapes
+            .iter()
+            .flat_map(|shape| alternatives(shape, schema))
+            .collect(),
+        None => vec![shape],
     }
 }
 
