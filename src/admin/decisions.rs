@@ -72,6 +72,12 @@ pub struct DecisionAnswer {
     /// Tag writes that were sent earlier and have no answer yet.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub on_their_way: Vec<String>,
+    /// Of an accept: the decisions that keep the tag from moving for now.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub held_by: Vec<String>,
+    /// Of an accept of a route: how many tags it covers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tags: Option<u64>,
 }
 
 impl DecisionAnswer {
@@ -79,8 +85,8 @@ impl DecisionAnswer {
     pub fn recorded(recorded: ledger::Recorded) -> DecisionAnswer {
         let on_their_way = recorded.on_their_way.iter().take(MOST_NAMED);
         DecisionAnswer {
-            decision: recorded.decision,
             on_their_way: on_their_way.map(ToString::to_string).collect(),
+            ..DecisionAnswer::of(recorded.decision)
         }
     }
 
@@ -89,6 +95,8 @@ impl DecisionAnswer {
         DecisionAnswer {
             decision,
             on_their_way: Vec::new(),
+            held_by: Vec::new(),
+            tags: None,
         }
     }
 }

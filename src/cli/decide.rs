@@ -5,7 +5,7 @@ use clap::Args;
 use http::StatusCode;
 
 use super::lines::Lines;
-use super::output::clean;
+use super::output::{clean, plural};
 use super::progress::say;
 use super::remarks::Said;
 use super::socket::{Socket, not_running, refusal};
@@ -329,6 +329,12 @@ fn shown(answer: &DecisionAnswer) -> String {
     if !decision.ends.is_empty() {
         let ended: Vec<String> = decision.ends.iter().map(ToString::to_string).collect();
         text.push_str(&format!(", ends {}", ended.join(", ")));
+    }
+    if let Some(tags) = answer.tags {
+        text.push_str(&format!(", {}", plural(tags, "tag")));
+    }
+    for reason in &answer.held_by {
+        text.push_str(&format!("\nit waits: {}", clean(reason)));
     }
     for tag in &answer.on_their_way {
         text.push_str(&format!(

@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 use super::decide::Common;
 use super::lines::Lines;
 use super::pass::Signals;
+use super::socket::not_running;
 use super::{Arguments, Failure};
 use crate::admin::{DecisionAnswer, DecisionRequest};
 use crate::clock;
@@ -153,9 +154,16 @@ impl Accept {
             until: self.until.clone(),
             ..self.common.request(Kind::Accept, &self.target)?
         };
-        self.common
-            .order_of_daemon(&request, arguments, lines)
-            .await
+        let Some(answer) = self.common.ask_daemon(&request, arguments).await? else {
+            let failure = not_running(&arguments.state_path()?);
+            let way_out = "without one, `blobferry copy … --replace DIGEST` moves a tag once";
+            return Err(Failure::said(
+                failure.code,
+                format_args!("{failure}; {way_out}"),
+            ));
+        };
+        self.common.show(&answer, lines);
+        Ok(0)
     }
 }
 

@@ -68,7 +68,11 @@ impl Numbered {
             Kind::Rollback => {
                 !candidate.is_rollback && self.keeps_out(&candidate.place, &candidate.digest)
             }
-            Kind::Approve | Kind::Accept | Kind::Release => false,
+            // A release of the accept that it goes by.
+            Kind::Release => candidate
+                .accepted
+                .is_some_and(|accept| self.decision.ends.contains(&accept)),
+            Kind::Approve | Kind::Accept => false,
         }
     }
 
@@ -123,6 +127,8 @@ pub struct Candidate {
     pub digest: Digest,
     /// Whether a rollback names it: holds do not stop that.
     pub is_rollback: bool,
+    /// The accept without which it is not named.
+    pub accepted: Option<u64>,
     /// The digests of all manifests, configs and layers of that. `None`: not known.
     pub contents: Option<Arc<HashSet<Digest>>>,
     /// Our clock is off the destination's: no decision about the tag expires.
@@ -162,7 +168,8 @@ pub enum Verdict {
     Clear,
     /// It may not.
     Blocked(Block),
-    /// What the image consists of has to be known first.
+    /// The job plans again: what the image consists of has to be known first, or the accept that it
+    /// goes by is over.
     Unknown,
 }
 
@@ -244,6 +251,10 @@ impl InForce {
         if candidate.contents.is_none() && self.is_about_digests(now) {
             return Verdict::Unknown;
         }
+        let is_in_force = |id: u64| self.now(now).any(|one| one.id == id);
+        if candidate.accepted.is_some_and(|id| !is_in_force(id)) {
+            return Verdict::Unknown;
+        }
         let stopping = |kind: Kind| {
             self.now(now)
                 .filter(move |numbered| numbered.kind == kind && numbered.stops(candidate))
@@ -305,17 +316,23 @@ impl InForce {
         })
     }
 
-    /// Whether it was accepted that a tag goes from production's digest to staging's.
-    pub fn accepts(
+    /// The accepts of one tag.
+    pub fn accepts_of(&self, place: &TagId) -> impl Iterator<Item = &Numbered> {
+        self.decisions
+            .iter()
+            .filter(move |one| one.kind == Kind::Accept && one.target.is_tag(place))
+    }
+
+    /// The accept by which a tag goes from production's digest to staging's.
+    pub fn accept(
         &self,
         place: &TagId,
         staging: &Digest,
         production: &Digest,
         now: Timestamp,
-    ) -> bool {
-        self.now(now).any(|one| {
-            one.kind == Kind::Accept
-                && one.target.is_tag(place)
+    ) -> Option<&Numbered> {
+        self.accepts_of(place).find(|one| {
+            !one.decision.has_expired(now)
                 && one.decision.digest == Some(*staging)
                 && one.decision.replaces == Some(*production)
         })
@@ -361,6 +378,7 @@ mod tests {
             beside: None,
             digest: digest("image"),
             is_rollback: false,
+            accepted: None,
             contents: Some(Arc::new([digest("layer")].into())),
             is_clock_off: false,
         }

@@ -215,7 +215,7 @@ impl Ledger {
         decision: Decision,
         facts: RunFacts,
     ) -> Result<Option<Numbered>, Fault> {
-        self.change_decisions(move |db| {
+        let change = move |db: &Connection| {
             let in_force = in_force(db)?;
             let now = clock::now();
             let ends: Vec<u64> = in_force
@@ -228,8 +228,13 @@ impl Ledger {
             }
             let decision = Decision { ends, ..decision };
             add(db, Kind::Release, decision, &facts).map(Some)
-        })
-        .await
+        };
+        let released = self.change_decisions(change).await?;
+        if let Some(released) = &released {
+            // Names that go by an accept that it ends.
+            self.settled_sends(released).await;
+        }
+        Ok(released)
     }
 
     /// Ends decisions that are over, in the daemon's name.
@@ -427,10 +432,7 @@ fn is_repeated(db: &Connection, refused: &RefusedDecision) -> rusqlite::Result<b
 /// Ends what was accepted of a tag: it has been named.
 pub(super) fn accepted(db: &Connection, place: &TagId, row: i64) -> rusqlite::Result<bool> {
     let in_force = in_force(db)?;
-    let over = in_force
-        .decisions
-        .iter()
-        .filter(|one| one.kind == Kind::Accept && one.target.is_tag(place));
+    let over = in_force.accepts_of(place);
     let mut is_changed = false;
     for one in over {
         let id = i64::try_from(one.id).unwrap_or(i64::MAX);

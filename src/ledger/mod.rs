@@ -519,6 +519,15 @@ impl Ledger {
             .map_err(unreadable)
     }
 
+    /// How many tags of a route are existing by their last row.
+    pub async fn count_existing(&self, route: &str) -> Result<u64, Fault> {
+        let route = route.to_owned();
+        self.store
+            .read(move |db| rows::count_existing(db, &route))
+            .await
+            .map_err(unreadable)
+    }
+
     /// The newest row of a key.
     pub async fn last(&self, key: &Key) -> Result<Option<Row>, Fault> {
         let key = key.clone();

@@ -507,6 +507,17 @@ pub(super) fn named_by(
     .collect()
 }
 
+/// How many jobs of a route have a newest row that says existing.
+pub(super) fn count_existing(db: &Connection, route: &str) -> rusqlite::Result<u64> {
+    let sql = "SELECT count(*) FROM jobs
+        JOIN rows newest ON newest.id = (SELECT max(id) FROM rows WHERE job = jobs.id)
+        WHERE jobs.route = ?1 AND json_extract(newest.content, '$.result') = 'existing'";
+    let count: i64 = db
+        .prepare_cached(sql)?
+        .query_row([route], |row| row.get(0))?;
+    Ok(count.unsigned_abs())
+}
+
 /// Whether the last row of a key before `before` reports these digests as existing, and it has not
 /// been promoted since.
 pub(super) fn was_existing(

@@ -41,6 +41,7 @@ fn candidate(place: &TagId, digest: &Digest) -> Candidate {
         beside: None,
         digest: *digest,
         is_rollback: false,
+        accepted: None,
         contents: None,
     }
 }

@@ -8,6 +8,7 @@
 //! - Retry, limits and claims live here and nowhere else. Nothing here depends on HTTP.
 
 pub mod absent;
+pub mod accepts;
 mod admission;
 mod approvals;
 pub mod bandwidth;
@@ -388,6 +389,7 @@ impl Engine {
             reasons: Mutex::default(),
             found: Mutex::default(),
             rules: Mutex::new(job.rules),
+            accepted: Mutex::default(),
             judged: Mutex::default(),
             evidence: Mutex::default(),
             gave_up: AtomicBool::new(false),

@@ -57,6 +57,8 @@ pub(super) struct Promotion<'a, S, D> {
     pub(super) found: Mutex<Option<Found>>,
     /// The rules of the last plan.
     pub(super) rules: Mutex<TagRules>,
+    /// The accept that the last plan goes by.
+    pub(super) accepted: Mutex<Option<u64>>,
     /// What the gates came to at last.
     pub(super) judged: Mutex<Option<Judged>>,
     /// What was gathered for them.
@@ -179,6 +181,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
 
     /// One round: decides, carries and names.
     async fn round(&self, mut facts: TagFacts) -> Result<Round, Fault> {
+        self.end_own_accepts(&facts).await?;
         let decision = self.decide(&facts).await?;
         if decision != Decision::UpToDate
             && let Some(block) = self.kept_out(&facts).await?

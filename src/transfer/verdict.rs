@@ -131,6 +131,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         contents: Option<Contents>,
     ) -> Candidate {
         let own = &self.job.key.destination;
+        let accepted = *self.accepted.lock().expect("nothing panics while it notes");
         Candidate {
             routes: self.job.routes.clone(),
             registry: self.destination.registry().into(),
@@ -138,6 +139,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             beside: (place != own).then(|| own.clone()),
             digest,
             is_rollback: self.job.is_rollback,
+            accepted: accepted.filter(|_| place == own),
             contents,
             is_clock_off: self.is_clock_off(),
         }
@@ -149,7 +151,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     }
 
     /// The time by which decisions about the destination expire.
-    fn expiry_time(&self) -> Timestamp {
+    pub(super) fn expiry_time(&self) -> Timestamp {
         expiry_time(self.is_clock_off(), clock::now())
     }
 

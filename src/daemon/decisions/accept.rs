@@ -1,12 +1,16 @@
 //! Accept: a tag that differs by conflict, drift or existing is named once after a decision.
 
+use std::sync::Arc;
+
 use super::Decider;
 use super::checks::{check, end, is_as_named, may};
 use crate::admin::{DecisionAnswer, DecisionRequest, Refusal};
-use crate::commands::OneTag;
+use crate::clock;
 use crate::commands::resolve::{Resolved, resolve};
-use crate::decision::{Decision, Kind, Principal, Target};
-use crate::job::Actor;
+use crate::commands::{OneTag, Undecided};
+use crate::decision::{Candidate, Decision, Kind, Principal, Target, Verdict};
+use crate::endpoint::Source as _;
+use crate::job::{Actor, Outcome};
 use crate::ledger::Agreement;
 use crate::look::topology::Topology;
 use crate::oci::Digest;
@@ -36,6 +40,10 @@ impl Decider {
         let staging = tag.promoted(topology, &self.stop).await?;
         is_as_named("staging", request.digest, Some(staging))?;
         is_as_named("production", request.replaces, Some(production))?;
+        let held_by = match staging == production {
+            true => Vec::new(),
+            false => self.held_by(&tag, staging).await?,
+        };
         let decision = Decision {
             digest: Some(staging),
             replaces: Some(production),
@@ -52,7 +60,34 @@ impl Decider {
             let why = "both sides name the digest";
             self.ledger.end_decisions(ids, why, facts).await?;
         }
-        Ok((DecisionAnswer::of(recorded.decision), resolved))
+        let answer = DecisionAnswer {
+            held_by,
+            ..DecisionAnswer::of(recorded.decision)
+        };
+        Ok((answer, resolved))
+    }
+
+    /// What holds a tag that is accepted. What is denied is not accepted.
+    async fn held_by(&self, tag: &OneTag, staging: Digest) -> Result<Vec<String>, Undecided> {
+        let in_force = self.ledger.in_force().await?;
+        let candidate = Candidate {
+            routes: tag.routes.clone(),
+            registry: tag.there.registry().into(),
+            place: tag.place.clone(),
+            beside: None,
+            digest: staging,
+            is_rollback: false,
+            accepted: None,
+            contents: Some(Arc::default()),
+            is_clock_off: false,
+        };
+        match in_force.judge(&candidate, clock::now()) {
+            Verdict::Blocked(block) if block.outcome == Outcome::Refused => {
+                Err(Undecided::Conflict(block.reasons.join("; ")))
+            }
+            Verdict::Blocked(block) => Ok(block.reasons),
+            Verdict::Clear | Verdict::Unknown => Ok(Vec::new()),
+        }
     }
 
     /// Accepts the tags of a route that the ledger shows as existing.
@@ -66,9 +101,29 @@ impl Decider {
             all: true,
             ..decision
         };
+        let tags = self.existing(&resolved).await?;
         let facts = (*topology.facts).clone();
         let recorded = self.ledger.decide(Kind::Accept, decision, facts).await?;
-        Ok((DecisionAnswer::of(recorded.decision), resolved))
+        let answer = DecisionAnswer {
+            tags: Some(tags),
+            ..DecisionAnswer::of(recorded.decision)
+        };
+        Ok((answer, resolved))
+    }
+
+    /// How many tags of the routes are existing by their last report. Without one there is nothing
+    /// to accept.
+    async fn existing(&self, resolved: &Resolved) -> Result<u64, Refusal> {
+        let mut tags = 0;
+        for route in &resolved.routes {
+            tags += self.ledger.count_existing(route).await?;
+        }
+        if tags == 0 {
+            let target = &resolved.target;
+            let text = format!("no tag of {target} was reported as existing");
+            return Err(Undecided::NotThere(text).into());
+        }
+        Ok(tags)
     }
 
     async fn agree(&self, tag: &OneTag, digest: Digest) -> Result<(), Refusal> {

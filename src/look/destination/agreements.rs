@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use super::{Compared, DestinationLook};
-use crate::endpoint::{Repositories, Source, Tally};
+use crate::endpoint::{Destination as _, Repositories, Source, Tally};
 use crate::fault::{Class, Fault};
 use crate::ledger::{Agreement, EqualityUpdate};
 use crate::oci::{Digest, Tag};
 use crate::transfer::Found;
+use crate::transfer::accepts::Seen;
 use crate::transfer::limits::RequestClass;
 
 impl<B: Repositories> DestinationLook<'_, B> {
@@ -24,6 +25,7 @@ impl<B: Repositories> DestinationLook<'_, B> {
         if compared.by_hint || self.look.request.options.dry_run {
             return None;
         }
+        self.end_accepts(tag, digest, compared).await;
         let called = self.there(tag);
         let known = self.known.get(&called).cloned().unwrap_or_default();
         match known.on_equality(&digest) {
@@ -58,6 +60,20 @@ impl<B: Repositories> DestinationLook<'_, B> {
                 None
             }
         }
+    }
+
+    /// Ends what was accepted of a tag that is equal: it was named, or a side has moved.
+    async fn end_accepts(&self, tag: &Tag, digest: Digest, compared: &Compared) {
+        let abilities = self.side.repository.abilities();
+        let is_answer = compared.destination_via.is_answer(abilities);
+        let seen = Seen {
+            staging: compared.source_at.map(|_| digest),
+            production: is_answer.then_some(digest),
+        };
+        let engine = &self.look.topology.engine;
+        let place = self.place(tag);
+        let ended = engine.end_accepts(&place, seen, self.began).await;
+        self.noted(ended);
     }
 
     /// Whether the source proves by the bytes that its moving tag names `digest`. A registry's

@@ -2,7 +2,6 @@
 
 use tokio::time::Instant;
 
-use crate::clock;
 use crate::endpoint::{Destination, Source};
 use crate::fault::{Class, Fault};
 use crate::job::{Job, ObservedVia, TagId, TagState};
@@ -176,11 +175,17 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         let refused = facts
             .source
             .is_some_and(|source| job.refused.contains(&source));
-        let is_accepted = self.is_accepted(&facts).await?;
+        let accepted = match job.replace {
+            Some(_) => None,
+            None => self.accept(&facts).await?,
+        };
+        *self.accepted.lock().expect("nothing panics while it notes") = accepted;
         let order = Order {
             explicit: job.explicit,
             expect: job.expect,
-            replace: job.replace.or(facts.destination.filter(|_| is_accepted)),
+            replace: job
+                .replace
+                .or(facts.destination.filter(|_| accepted.is_some())),
             refused,
         };
         let decision = plan::decide(rules, &facts, &order);
@@ -188,27 +193,6 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             self.note_open_intents(&known);
         }
         Ok(decision)
-    }
-
-    /// Whether a decision in force accepts that the tag goes from production's digest to staging's.
-    async fn is_accepted(&self, facts: &Facts) -> Result<bool, Fault> {
-        let (Some(staging), Some(production)) = (facts.source, facts.destination) else {
-            return Ok(false);
-        };
-        let key = &self.job.key;
-        let ledger = &self.engine.ledger;
-        let in_force = ledger.in_force().await?;
-        let now = clock::now();
-        if in_force.accepts(&key.destination, &staging, &production, now) {
-            return Ok(true);
-        }
-        for accept in in_force.accepts_of_all(&self.job.routes, now) {
-            let was_existing = ledger.was_existing(key, accept.id, staging, production);
-            if was_existing.await? {
-                return Ok(true);
-            }
-        }
-        Ok(false)
     }
 
     /// The ledger's record of a production tag. A write that succeeded although its answer was lost
