@@ -13,7 +13,7 @@ use super::socket::{Socket, not_running};
 use super::{Arguments, Failure};
 use crate::clock;
 use crate::config::StatePath;
-use crate::decision::Numbered;
+use crate::decision::{Kind, Numbered};
 use crate::status::board::{
     EventStatus, MessageQueueStatus, RegistryStatus, RouteStatus, Status as Board,
 };
@@ -244,6 +244,14 @@ fn due(next: Timestamp, now: Timestamp) -> String {
     }
 }
 
+/// What ends a decision without an end.
+fn ends_by(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Rollback => "next push, or released",
+        _ => "until released",
+    }
+}
+
 fn decisions(decisions: &[Numbered], width: Option<usize>, now: Timestamp) -> String {
     let rows = decisions.iter().map(|numbered| {
         let decision = &numbered.decision;
@@ -255,7 +263,7 @@ fn decisions(decisions: &[Numbered], width: Option<usize>, now: Timestamp) -> St
             decision.shown_target().to_owned(),
             decision.actor.to_string(),
             until.map_or_else(
-                || "until released".into(),
+                || ends_by(numbered.kind).into(),
                 |until| relative(Some(until), now),
             ),
             reason.map(ToString::to_string).unwrap_or_default(),

@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 
 use crate::backend::Repository;
+use crate::clock;
+use crate::decision::InForce;
 use crate::endpoint::{Destination as _, Presence, Source as _};
 use crate::fault::Fault;
 use crate::job::LONG_WAIT;
@@ -18,11 +20,12 @@ pub(super) struct Holders<'a> {
     pub(super) engine: &'a Engine,
     pub(super) repositories: Vec<&'a Repository>,
     pub(super) stop: &'a Stop,
+    pub(super) in_force: &'a InForce,
 }
 
 impl Holders<'_> {
-    /// Whether all of an image is in one of the repositories or the other. What cannot be asked
-    /// counts as missing.
+    /// Whether all of an image is in one of the repositories or the other, and none of it denied.
+    /// What cannot be asked counts as missing.
     pub(super) async fn have(&self, image: Digest) -> bool {
         self.have_all(image).await.unwrap_or(false)
     }
@@ -52,6 +55,10 @@ impl Holders<'_> {
                     Some(_) | None => return Ok(false),
                 }
             }
+        }
+        let now = clock::now();
+        if self.in_force.denied(blobs.union(&seen), now).is_some() {
+            return Ok(false);
         }
         for blob in blobs {
             if !self.have_blob(blob).await? {

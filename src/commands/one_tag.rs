@@ -75,7 +75,8 @@ impl OneTag {
         topology: &Topology,
         stop: &Stop,
     ) -> Result<Option<Digest>, Fault> {
-        named_by(topology, &self.there, &self.place.tag, stop).await
+        let there = &self.there;
+        named_by(topology, there, &self.place.tag, Attempts::Retried, stop).await
     }
 
     /// What production names.
@@ -116,8 +117,32 @@ impl OneTag {
         topology: &Topology,
         stop: &Stop,
     ) -> Result<Option<Digest>, Fault> {
+        self.staging_in(Attempts::Retried, topology, stop).await
+    }
+
+    /// What staging names, if anything, asked once.
+    ///
+    /// # Errors
+    /// Where it does not answer.
+    pub(crate) async fn staging_at_once(
+        &self,
+        topology: &Topology,
+        stop: &Stop,
+    ) -> Result<Option<Digest>, Fault> {
+        self.staging_in(Attempts::Once, topology, stop).await
+    }
+
+    async fn staging_in(
+        &self,
+        attempts: Attempts,
+        topology: &Topology,
+        stop: &Stop,
+    ) -> Result<Option<Digest>, Fault> {
         match &self.from {
-            Some(from) => named_by(topology, &from.repository, &from.tag, stop).await,
+            Some(from) => {
+                let repository = &from.repository;
+                named_by(topology, repository, &from.tag, attempts, stop).await
+            }
             None => Ok(None),
         }
     }
@@ -133,12 +158,13 @@ async fn named_by(
     topology: &Topology,
     repository: &Repository,
     tag: &Tag,
+    attempts: Attempts,
     stop: &Stop,
 ) -> Result<Option<Digest>, Fault> {
     let priority = RequestPriority::from(RequestClass::Manifests).within(LONG_WAIT);
     topology
         .engine
-        .resolve_tag(repository, tag, priority, Attempts::Retried, stop)
+        .resolve_tag(repository, tag, priority, attempts, stop)
         .await
 }
 

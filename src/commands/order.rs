@@ -426,7 +426,7 @@ impl PairPromotion<'_> {
             cause: Cause::Cli,
             actor: self.actor.clone(),
             explicit: true,
-            is_rollback: false,
+            rollback: None,
             ends_when_moved: false,
             pinned: self.pair.pinned,
             expect: self.pair.expect,

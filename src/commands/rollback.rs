@@ -4,6 +4,8 @@
 //! ends by itself where the tag could not be moved. Neither holds nor gates stop it; what the gates
 //! come to is recorded with the promotion.
 
+mod goal;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -11,7 +13,6 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::complete::Holders;
 use super::context::stores;
 use super::one_tag::OneTag;
 use super::resolve::{Resolved, resolve};
@@ -20,7 +21,7 @@ use super::{Error, caller, stop_of};
 use crate::backend::Repository;
 use crate::clock;
 use crate::config::Config;
-use crate::decision::{Decision, InForce, Kind, Numbered, Target};
+use crate::decision::{Decision, Kind, Numbered, Target};
 use crate::endpoint::Source as _;
 use crate::fault::{Class, Fault};
 use crate::job::{
@@ -33,11 +34,6 @@ use crate::oci::Digest;
 use crate::transfer::settle::Names;
 use crate::transfer::{Completion, Settle, Stop};
 use crate::watch::run_id;
-
-/// Digests that a refusal lists at most.
-const MOST_LISTED: usize = 5;
-/// Digests that are looked at for that list.
-const MOST_ASKED: usize = 10;
 
 /// What is to be rolled back.
 #[derive(Clone, Debug)]
@@ -108,6 +104,10 @@ struct Way {
     tag: OneTag,
     production: Digest,
     to: Digest,
+    /// The number of the decision.
+    decision: u64,
+    /// Whether staging has answered.
+    has_staging: bool,
 }
 
 impl Act<'_> {
@@ -120,17 +120,21 @@ impl Act<'_> {
         let tag = OneTag::of(resolved, self.topology, self.ledger).await?;
         let production = tag.production(self.topology, self.stop).await?;
         let in_force = self.ledger.in_force().await?;
+        if let Some(decision) = self.done(rollback, &tag, production, &in_force).await? {
+            let place = tag.place;
+            return Ok(RolledBack { decision, place });
+        }
         let to = self.goal(rollback.to, &tag, production, &in_force).await?;
         if let Some(block) = in_force.denied([&to], clock::now()) {
             return Err(Undecided::Conflict(block.reasons.join("; ")));
         }
-        let staging = tag.staging(self.topology, self.stop).await?;
+        let staging = self.staging(&tag).await;
         let earlier = in_force.rollbacks_of(&tag.place);
         let mut keeps_out: Vec<Digest> = earlier
             .iter()
             .flat_map(|one| one.decision.keeps_out.iter().copied())
             .chain([production])
-            .chain(staging)
+            .chain(self.named_at_staging(&tag, &staging).await?)
             .filter(|digest| *digest != to)
             .collect();
         keeps_out.sort();
@@ -150,9 +154,12 @@ impl Act<'_> {
             tag,
             production,
             to,
+            decision: recorded.decision.id,
+            has_staging: staging.is_ok(),
         };
         let completion = self.moved(&way).await;
         let outcome = completion.outcome;
+        let may_have_moved = completion.may_have_moved;
         let why = why(&completion);
         self.settle(&way, completion).await;
         if matches!(outcome, Outcome::Promoted | Outcome::UpToDate) {
@@ -164,51 +171,12 @@ impl Act<'_> {
                 place: way.tag.place,
             });
         }
-        self.end(vec![recorded.decision.id], "the tag could not be moved")
+        if may_have_moved {
+            return Err(unknown(&way, &why));
+        }
+        self.end(vec![way.decision], "the tag could not be moved")
             .await?;
         Err(self.not_moved(&way, outcome, &why).await?)
-    }
-
-    /// The digest to go back to.
-    async fn goal(
-        &self,
-        to: Option<Digest>,
-        tag: &OneTag,
-        production: Digest,
-        in_force: &InForce,
-    ) -> Result<Digest, Undecided> {
-        let earlier = self.ledger.digests_of(&tag.place).await?;
-        let shown = tag.shown();
-        let Some(to) = to else {
-            let now = clock::now();
-            let is_meant = |digest: &Digest| {
-                *digest != production && in_force.kept_out(&tag.place, digest, now).is_none()
-            };
-            return earlier.into_iter().find(is_meant).ok_or_else(|| {
-                Undecided::NotThere(format!(
-                    "the ledger shows nothing else that {shown} named before; say `to`"
-                ))
-            });
-        };
-        if to == production {
-            return Err(Undecided::Conflict(format!("{shown} names {to} already")));
-        }
-        if earlier.contains(&to) || self.has_named_fixed(tag, &to).await? {
-            return Ok(to);
-        }
-        Err(Undecided::NotThere(format!(
-            "the ledger shows {to} neither under this tag nor under a fixed tag of its repository"
-        )))
-    }
-
-    /// Whether a fixed tag of the repository has named a digest.
-    async fn has_named_fixed(&self, tag: &OneTag, digest: &Digest) -> Result<bool, Fault> {
-        let named_by = self.ledger.named_by(&tag.place, digest).await?;
-        let is_fixed = |key: &Key| {
-            let route = self.topology.route(&key.route);
-            route.is_some_and(|route| !route.selection.is_moving(&key.tag))
-        };
-        Ok(named_by.iter().any(is_fixed))
     }
 
     /// What was not rolled back, and to what it could be.
@@ -234,39 +202,62 @@ impl Act<'_> {
         })
     }
 
-    async fn complete_candidates(&self, way: &Way) -> Result<Vec<String>, Fault> {
-        let tag = &way.tag;
-        let from = tag.from.iter().map(|from| &from.repository);
-        let holders = Holders {
-            engine: &self.topology.engine,
-            repositories: [&tag.there].into_iter().chain(from).collect(),
-            stop: self.stop,
-        };
-        let named = self.ledger.digests_of(&tag.place).await?;
-        let others = named
-            .into_iter()
-            .filter(|digest| *digest != way.to && *digest != way.production);
-        let mut complete = Vec::new();
-        for digest in others.take(MOST_ASKED) {
-            if complete.len() < MOST_LISTED && holders.have(digest).await {
-                complete.push(digest.to_string());
-            }
+    /// What staging names. It is asked once: a rollback must not wait for it.
+    async fn staging(&self, tag: &OneTag) -> Result<Option<Digest>, Fault> {
+        let staging = tag.staging_at_once(self.topology, self.stop).await;
+        if let Err(fault) = &staging {
+            tracing::warn!(
+                tag = tag.shown(),
+                error = %fault.chain(),
+                "staging does not answer; the rollback goes by production and the ledger"
+            );
         }
-        Ok(complete)
+        staging
     }
 
-    /// Moves the tag, with content of production, else of staging.
+    /// What staging names, or was last seen to name.
+    async fn named_at_staging(
+        &self,
+        tag: &OneTag,
+        staging: &Result<Option<Digest>, Fault>,
+    ) -> Result<Option<Digest>, Fault> {
+        match staging {
+            Ok(named) => Ok(*named),
+            Err(_) => self.ledger.last_seen_of(&tag.place).await,
+        }
+    }
+
+    /// Moves the tag. What production lacks of the image and of what travels with it comes from
+    /// staging; where staging does not do, from production alone.
     async fn moved(&self, way: &Way) -> Completion {
         let there = &way.tag.there;
+        let complete = self.job(way, Companions::Unlisted);
         let alone = self.job(way, Companions::Listed(Arc::default()));
-        let first = self.run(&alone, there, there).await;
-        match &way.tag.from {
-            Some(from) if is_missing(&first) => {
-                let complete = self.job(way, Companions::Unlisted);
-                self.run(&complete, &from.repository, there).await
+        let Some(from) = way.tag.from.as_ref().map(|from| &from.repository) else {
+            return self.run(&alone, there, there).await;
+        };
+        if way.has_staging {
+            let first = self.run(&complete, from, there).await;
+            if !may_do_without(&first) {
+                return first;
             }
-            _ => first,
+            tracing::warn!(
+                tag = way.tag.shown(),
+                error = why(&first),
+                "staging does not complete the image; production alone is tried"
+            );
+            let second = self.run(&alone, there, there).await;
+            return if is_done(&second) || second.may_have_moved {
+                second
+            } else {
+                first
+            };
         }
+        let first = self.run(&alone, there, there).await;
+        if is_missing(&first) && !first.may_have_moved {
+            return self.run(&complete, from, there).await;
+        }
+        first
     }
 
     async fn run(&self, job: &Job, source: &Repository, there: &Repository) -> Completion {
@@ -309,7 +300,7 @@ impl Act<'_> {
             cause: Cause::Decision,
             actor: self.actor.clone(),
             explicit: true,
-            is_rollback: true,
+            rollback: Some(way.decision),
             ends_when_moved: false,
             pinned: Some(way.to),
             expect: None,
@@ -357,6 +348,27 @@ impl Act<'_> {
         let ended = self.ledger.end_decisions(ids, why, self.facts());
         ended.await.map(drop)
     }
+}
+
+fn is_done(completion: &Completion) -> bool {
+    matches!(completion.outcome, Outcome::Promoted | Outcome::UpToDate)
+}
+
+/// Whether a rollback that failed may work without staging.
+fn may_do_without(completion: &Completion) -> bool {
+    let is_failed = matches!(completion.outcome, Outcome::Failed | Outcome::Gone);
+    is_failed && !completion.may_have_moved
+}
+
+/// What is said where the answer to the request that moves the tag was lost.
+fn unknown(way: &Way, why: &str) -> Undecided {
+    let Way { to, decision, .. } = way;
+    let shown = way.tag.shown();
+    Undecided::Failed(format!(
+        "{shown} may have moved to {to}: the answer to the request that moves it was lost ({why}); \
+         decision {decision} stays in force and keeps out what it replaces. Once production answers, \
+         repeat the rollback, or end it with `blobferry release {decision}`"
+    ))
 }
 
 /// Whether content was missing, so that another source may help.

@@ -64,9 +64,9 @@ impl Numbered {
     pub fn stops(&self, candidate: &Candidate) -> bool {
         match self.kind {
             Kind::Deny => candidate.is_covered(&self.target),
-            Kind::Hold => !candidate.is_rollback && candidate.is_covered(&self.target),
+            Kind::Hold => candidate.rollback.is_none() && candidate.is_covered(&self.target),
             Kind::Rollback => {
-                !candidate.is_rollback && self.keeps_out(&candidate.place, &candidate.digest)
+                candidate.rollback.is_none() && self.keeps_out(&candidate.place, &candidate.digest)
             }
             // A release of the accept that it goes by.
             Kind::Release => candidate
@@ -125,8 +125,8 @@ pub struct Candidate {
     pub beside: Option<TagId>,
     /// What it is about to name.
     pub digest: Digest,
-    /// Whether a rollback names it: holds do not stop that.
-    pub is_rollback: bool,
+    /// The rollback that names it: holds do not stop that, its end does.
+    pub rollback: Option<u64>,
     /// The accept without which it is not named.
     pub accepted: Option<u64>,
     /// The digests of all manifests, configs and layers of that. `None`: not known.
@@ -269,6 +269,8 @@ impl InForce {
         reasons.extend(stopping(Kind::Hold).map(|numbered| numbered.reason("held", now)));
         reasons
             .extend(stopping(Kind::Rollback).map(|numbered| numbered.reason("rolled back", now)));
+        let ended = candidate.rollback.filter(|id| !is_in_force(*id));
+        reasons.extend(ended.map(|id| format!("the rollback (decision {id}) has ended meanwhile")));
         if reasons.is_empty() {
             return Verdict::Clear;
         }
@@ -282,6 +284,21 @@ impl InForce {
         (!reasons.is_empty()).then_some(Block {
             outcome: Outcome::Held,
             reasons,
+        })
+    }
+
+    /// What is to be done about a rollback whose tag still names what it replaces.
+    pub fn unmoved(&self, place: &TagId, production: &Digest, now: Timestamp) -> Option<String> {
+        let is_meant = |one: &&Numbered| {
+            one.kind == Kind::Rollback
+                && one.target.is_tag(place)
+                && one.decision.replaces == Some(*production)
+        };
+        self.now(now).find(is_meant).map(|one| {
+            let id = one.id;
+            format!(
+                "production still names {production}, which decision {id} replaces: repeat the rollback, or release {id}"
+            )
         })
     }
 
@@ -377,7 +394,7 @@ mod tests {
             place,
             beside: None,
             digest: digest("image"),
-            is_rollback: false,
+            rollback: None,
             accepted: None,
             contents: Some(Arc::new([digest("layer")].into())),
             is_clock_off: false,
@@ -478,7 +495,7 @@ mod tests {
         assert_eq!(reasons(&rolled_back, &candidate(), 1), 2);
         let back = Candidate {
             digest: digest("before"),
-            is_rollback: true,
+            rollback: Some(1),
             ..candidate()
         };
         assert_eq!(reasons(&rolled_back, &back, 1), 0);
@@ -493,12 +510,20 @@ mod tests {
         let outlived = |text: &str| rolled_back.outlived(&place, &digest(text)).len();
         assert_eq!((outlived("image"), outlived("newer")), (0, 1));
         let layer = digest("layer").to_string();
-        let denied = in_force(&[(Kind::Deny, &layer, None)]);
+        let denied = in_force(&[
+            (Kind::Deny, &layer, None),
+            (Kind::Rollback, "prod-app:v1", None),
+        ]);
         let bad = Candidate {
-            is_rollback: true,
+            rollback: Some(2),
             ..candidate()
         };
         assert_eq!(reasons(&denied, &bad, 1), 1, "a denial stops a rollback");
+        let ended = Candidate {
+            rollback: Some(3),
+            ..candidate()
+        };
+        assert_eq!(reasons(&rolled_back, &ended, 1), 1, "its end stops it, too");
     }
 
     #[test]

@@ -304,8 +304,8 @@ pub struct Job {
     pub actor: Actor,
     /// An explicit act of a person: moving tags move, a fixed tag needs `replace`.
     pub explicit: bool,
-    /// A person moves the tag back: holds do not stop that.
-    pub is_rollback: bool,
+    /// The decision by which a tag moves back: holds do not stop that, its end does.
+    pub rollback: Option<u64>,
     /// The source is this digest, whatever the tag names: a reference by digest was given.
     pub pinned: Option<Digest>,
     /// Only this digest may be promoted.

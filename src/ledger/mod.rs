@@ -484,6 +484,30 @@ impl Ledger {
             .map_err(unreadable)
     }
 
+    /// What staging was last seen to name for a place, by the rows of looks.
+    pub async fn last_seen_of(&self, place: &TagId) -> Result<Option<Digest>, Fault> {
+        let place = place.clone();
+        self.store
+            .read(move |db| rows::last_seen_of(db, &place))
+            .await
+            .map_err(unreadable)
+    }
+
+    /// Whether the act of a decision has named a digest at a place since a row.
+    pub async fn has_moved_since(
+        &self,
+        row: u64,
+        place: &TagId,
+        digest: &Digest,
+    ) -> Result<bool, Fault> {
+        let place = place.clone();
+        let digest = *digest;
+        self.store
+            .read(move |db| rows::has_moved_since(db, row, &place, &digest))
+            .await
+            .map_err(unreadable)
+    }
+
     /// What promotions of a place named and what they replaced, the newest first.
     pub async fn digests_of(&self, place: &TagId) -> Result<Vec<Digest>, Fault> {
         let place = place.clone();

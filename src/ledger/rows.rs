@@ -455,6 +455,44 @@ pub(super) fn newest_job(db: &Connection, place: &TagId) -> rusqlite::Result<Opt
     .optional()
 }
 
+/// What staging was last seen to name for a place, by the rows of routes. Those of decisions and of
+/// copies may be about something else.
+pub(super) fn last_seen_of(db: &Connection, place: &TagId) -> rusqlite::Result<Option<Digest>> {
+    let seen: Option<String> = db
+        .prepare_cached(
+            "SELECT json_extract(content, '$.digest') FROM rows JOIN jobs ON jobs.id = rows.job
+            WHERE origin = ?1 AND repository = ?2 AND destination_tag = ?3
+                AND json_extract(content, '$.digest') IS NOT NULL
+                AND json_extract(content, '$.cause') <> 'decision' AND route <> ''
+            ORDER BY rows.id DESC LIMIT 1",
+        )?
+        .query_row(names(place), |row| row.get(0))
+        .optional()?;
+    Ok(seen.and_then(|text| text.parse().ok()))
+}
+
+/// Whether the act of a decision has named a digest at a place after a row.
+pub(super) fn has_moved_since(
+    db: &Connection,
+    row: u64,
+    place: &TagId,
+    digest: &Digest,
+) -> rusqlite::Result<bool> {
+    let [origin, repository, tag] = names(place);
+    let row = i64::try_from(row).unwrap_or(i64::MAX);
+    db.prepare_cached(
+        "SELECT EXISTS (SELECT 1 FROM rows JOIN jobs ON jobs.id = rows.job
+        WHERE origin = ?1 AND repository = ?2 AND destination_tag = ?3 AND rows.id > ?4
+            AND json_extract(content, '$.result') = 'promoted'
+            AND json_extract(content, '$.cause') = 'decision'
+            AND json_extract(content, '$.digest') = ?5)",
+    )?
+    .query_row(
+        params![origin, repository, tag, row, digest.to_string()],
+        |row| row.get(0),
+    )
+}
+
 /// What promotions of a place named, and what they replaced, the newest first.
 pub(super) fn digests_of(db: &Connection, place: &TagId) -> rusqlite::Result<Vec<Digest>> {
     let mut read = db.prepare_cached(

@@ -40,7 +40,7 @@ fn candidate(place: &TagId, digest: &Digest) -> Candidate {
         place: place.clone(),
         beside: None,
         digest: *digest,
-        is_rollback: false,
+        rollback: None,
         accepted: None,
         contents: None,
     }

@@ -399,7 +399,7 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
             cause: look.request.cause,
             actor: look.request.actor.clone(),
             explicit: false,
-            is_rollback: false,
+            rollback: None,
             pinned: None,
             expect: look.request.digest,
             replace: None,

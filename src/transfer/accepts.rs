@@ -88,7 +88,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     /// tells nothing of that, nor does what another source names.
     pub(super) async fn end_own_accepts(&self, facts: &TagFacts) -> Result<(), Fault> {
         let job = self.job;
-        if job.explicit || job.dry_run || job.is_rollback {
+        if job.explicit || job.dry_run || job.rollback.is_some() {
             return Ok(());
         }
         let is_answer = facts

@@ -215,7 +215,8 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         {
             return Ok(true);
         }
-        if hint.is_none() && (self.job.fresh || self.destination.abilities().mount_asks) {
+        let need_not_ask = self.job.fresh || self.destination.abilities().mount_asks;
+        if hint.is_none() && need_not_ask && self.job.rollback.is_none() {
             return Ok(false);
         }
         self.ask_whether_held(blob).await

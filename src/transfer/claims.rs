@@ -37,6 +37,8 @@ pub enum Subject {
     Referrers(Origin),
     /// A tag that is read, changed and written.
     Tag(RepositoryId, Tag),
+    /// A tag that a rollback moves.
+    Rollback(RepositoryId, Tag),
 }
 
 /// All claims. Cheap to clone.

@@ -33,6 +33,8 @@ pub struct Completion {
     pub took: Duration,
     /// Whether naming reached its bound of rounds or time: the queue looks again later.
     pub gave_up: bool,
+    /// Whether a request to move the tag was sent, and what came of it is not known.
+    pub may_have_moved: bool,
     /// What came of the companion tags that it has looked at.
     pub companions: Vec<CompanionOutcome>,
     /// Whether something was brought that is there for good.
@@ -163,6 +165,7 @@ impl Completion {
             found: None,
             took: Duration::ZERO,
             gave_up: false,
+            may_have_moved: false,
             companions: Vec::new(),
             has_progressed: false,
             gates: Vec::new(),

@@ -122,7 +122,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     /// cheap. While only the time is missing evidence is judged too, so that content may be
     /// carried; directly before the tag it is not asked for in vain.
     pub(super) async fn judge(&self, facts: &TagFacts, phase: Phase) -> Result<Permission, Fault> {
-        if self.job.is_rollback {
+        if self.job.rollback.is_some() {
             return Ok(Permission::Name);
         }
         self.judge_gates(facts, phase).await
@@ -151,7 +151,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             gates,
             answered: None,
         };
-        let is_wanted = phase == Phase::Carry || self.job.is_rollback;
+        let is_wanted = phase == Phase::Carry || self.job.rollback.is_some();
         if is_wanted || judged.permission() == Permission::Name {
             let evidence = self.judge_evidence(facts, digest, phase, &mut judged);
             // Boxed to keep the job's future small.
@@ -312,7 +312,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     /// Whether the last verdicts still let the tag move: by the config in force, the time of day,
     /// and their age. Without gates they do.
     pub(super) fn verdicts_hold(&self) -> Result<bool, Fault> {
-        if self.job.is_rollback {
+        if self.job.rollback.is_some() {
             return Ok(true);
         }
         let gates = self.gates_in_force()?;

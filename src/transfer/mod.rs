@@ -309,6 +309,7 @@ impl Engine {
         let mut waited = Duration::ZERO;
         let mut cost = Cost::default();
         let mut found = None;
+        let mut may_have_moved = false;
         loop {
             let began = Instant::now();
             let completion = self
@@ -317,6 +318,7 @@ impl Engine {
             cost = cost.plus(&completion.cost);
             // The ledger knows it by now: no later run finds it again.
             found = found.or(completion.found);
+            may_have_moved |= completion.may_have_moved;
             if completion.has_progressed {
                 waited = Duration::ZERO;
             }
@@ -339,6 +341,7 @@ impl Engine {
                     cost,
                     found,
                     took,
+                    may_have_moved,
                     ..completion
                 };
             }
@@ -393,6 +396,7 @@ impl Engine {
             judged: Mutex::default(),
             evidence: Mutex::default(),
             gave_up: AtomicBool::new(false),
+            may_have_moved: AtomicBool::new(false),
             companions: Mutex::default(),
             has_progressed: AtomicBool::new(false),
             carried: Mutex::default(),

@@ -141,6 +141,10 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         // Boxed to keep the job's future small.
         let named = namer.run().boxed().await;
         let has_moved = matches!(named, Ok(Named::Moved));
+        let is_own = matches!(namer.naming.origin, NameOrigin::Job);
+        if is_own && namer.may_have_arrived && !has_moved {
+            self.may_have_moved.store(true, Ordering::Relaxed);
+        }
         if namer.is_new_intent && !namer.may_have_arrived && !has_moved {
             // The intent was never written: production naming it later is another client's doing.
             let ledger = &self.engine.ledger;

@@ -105,7 +105,7 @@ fn explicit(rules: TagRules, order: &Order, source: Digest, production: Digest) 
     match order.replace {
         _ if rules.moving => Decision::Promote,
         Some(named) => Decision::Conflict(format!(
-            "--replace named {named}, but production names {production}; it stays"
+            "production names {production}, not {named}, which was to be replaced; it stays"
         )),
         None => Decision::Conflict(format!(
             "production names {production}, not {source}; to move this fixed tag, say --replace {production}"
@@ -366,9 +366,9 @@ mod tests {
         assert_eq!(
             reason(decide(TagRules::default(), &facts, &order)),
             format!(
-                "--replace named {}, but production names {}; it stays",
-                digest("other"),
-                digest("p")
+                "production names {}, not {}, which was to be replaced; it stays",
+                digest("p"),
+                digest("other")
             )
         );
     }

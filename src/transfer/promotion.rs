@@ -65,6 +65,8 @@ pub(super) struct Promotion<'a, S, D> {
     pub(super) evidence: Mutex<Evidence>,
     /// Whether naming reached its bound of rounds or time.
     pub(super) gave_up: AtomicBool,
+    /// Whether a request to move the tag was sent, and what came of it is not known.
+    pub(super) may_have_moved: AtomicBool,
     /// What came of the companion tags so far.
     pub(super) companions: Mutex<Vec<CompanionOutcome>>,
     /// Whether something was brought that is there for good.
@@ -104,10 +106,15 @@ pub(super) struct Counts {
 impl<S: Source, D: Destination> Promotion<'_, S, D> {
     /// Claims the destination tag: a look at one tag may run beside a look at the whole repository.
     /// Taken with the job permit held, so no queued job claims a tag. The look's observation is
-    /// discarded if another job held the tag meanwhile.
+    /// discarded if another job held the tag meanwhile. A rollback waits for other rollbacks alone:
+    /// its decision keeps out what a job may be carrying to the tag.
     async fn claim_tag(&self) -> Result<(Claim, Observation), Fault> {
         let place = &self.job.key.destination;
-        let subject = Subject::Tag(place.repository_id(), place.tag.clone());
+        let (repository, tag) = (place.repository_id(), place.tag.clone());
+        let subject = match self.job.rollback {
+            Some(_) => Subject::Rollback(repository, tag),
+            None => Subject::Tag(repository, tag),
+        };
         let motion = Arc::default();
         let claimant = Claimant {
             ticket: self.ticket.clone(),
@@ -226,7 +233,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         };
         Ok(match self.move_tag(naming).await? {
             Named::Moved => {
-                if self.job.is_rollback {
+                if self.job.rollback.is_some() {
                     self.record_verdicts(&facts).await;
                 }
                 Round::complete(Completion::promoted(&facts, &image))
@@ -366,6 +373,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             found: *self.found.lock().expect("nothing panics while it notes"),
             took: self.started.elapsed(),
             gave_up: self.gave_up.load(Ordering::Relaxed),
+            may_have_moved: self.may_have_moved.load(Ordering::Relaxed),
             companions: std::mem::take(&mut *companions),
             has_progressed: self.has_progressed.load(Ordering::Relaxed),
             gates: judged.map(|judged| judged.judgements).unwrap_or_default(),
@@ -458,8 +466,12 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             .await
     }
 
-    /// Whether a hint from `seen` can be trusted without a request.
+    /// Whether a hint from `seen` can be trusted without a request. A rollback trusts none: it goes
+    /// back to what may be long in production.
     pub(super) fn trusts(&self, seen: Timestamp) -> bool {
+        if self.job.rollback.is_some() {
+            return false;
+        }
         let age = self.job.look_began.duration_since(seen).as_secs();
         age <= 0
             || (self.job.cause.trusts_hints()

@@ -38,6 +38,8 @@ pub(super) struct Image {
 /// A child of an index after a check.
 enum Child {
     Held,
+    /// The destination holds the manifest, perhaps without what is below it.
+    Present(Manifest),
     Manifest(Manifest),
     Blob(Descriptor),
 }
@@ -61,7 +63,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         let expected = facts.source.expect("only a tag that exists is promoted");
         let top = match facts.manifest.take() {
             Some(manifest) => Some(manifest),
-            None => self.source_manifest(expected.into()).await?,
+            None => self.top_manifest(expected).await?,
         };
         let Some(top) = top else {
             // Deleted or moved between two requests: the next round uses the new facts.
@@ -103,11 +105,9 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
                 match child {
                     Child::Held => {}
                     Child::Blob(blob) => walk.add_blob(&blob),
+                    Child::Present(manifest) => next.extend(self.below(&mut walk, &manifest)?),
                     Child::Manifest(manifest) => {
-                        next.extend(
-                            walk.add(&manifest)
-                                .map_err(|fault| self.refuse(fault.to_string()))?,
-                        );
+                        next.extend(self.below(&mut walk, &manifest)?);
                         level.push(manifest);
                     }
                 }
@@ -125,12 +125,34 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         })
     }
 
+    fn below(&self, walk: &mut Walk, manifest: &Manifest) -> Result<Vec<Descriptor>, Fault> {
+        walk.add(manifest)
+            .map_err(|fault| self.refuse(fault.to_string()))
+    }
+
+    /// The manifest that staging names. A rollback takes what production holds.
+    async fn top_manifest(&self, digest: Digest) -> Result<Option<Manifest>, Fault> {
+        if self.job.rollback.is_some()
+            && let Some(manifest) = self.destination_manifest(digest).await?
+        {
+            return Ok(Some(manifest));
+        }
+        self.source_manifest(digest.into()).await
+    }
+
     /// Reads a child, unless the destination holds it completely.
     async fn look_at(&self, child: Descriptor) -> Result<Child, Fault> {
         if child.media_type.is_surely_blob() {
             return Ok(Child::Blob(child));
         }
-        if self.is_complete(&child.digest).await || self.destination_has(&child.digest).await? {
+        if self.job.rollback.is_some() {
+            // What is long in production may have lost a part.
+            if let Some(manifest) = self.destination_manifest(child.digest).await? {
+                return Ok(Child::Present(manifest));
+            }
+        } else if self.is_complete(&child.digest).await
+            || self.destination_has(&child.digest).await?
+        {
             return Ok(Child::Held);
         }
         match self.source_manifest(child.digest.into()).await? {
@@ -203,6 +225,19 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             self.engine.metrics.mismatched(self.source.registry());
         }
         read
+    }
+
+    /// A manifest by its digest in production.
+    pub(super) async fn destination_manifest(
+        &self,
+        digest: Digest,
+    ) -> Result<Option<Manifest>, Fault> {
+        let target = Target::Digest(digest);
+        self.ask_destination(RequestClass::Manifests, |destination| {
+            let target = target.clone();
+            async move { destination.manifest(&target).await }
+        })
+        .await
     }
 
     pub(super) fn manifests_priority(&self) -> RequestPriority {

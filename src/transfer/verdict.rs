@@ -11,7 +11,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use jiff::Timestamp;
 
 use super::Promotion;
-use super::limits::RequestClass;
 use super::survey::{Image, TagFacts};
 use crate::clock;
 use crate::decision::{Block, Candidate, InForce, Verdict, expiry_time};
@@ -19,7 +18,7 @@ use crate::endpoint::{Destination, Source, is_clock_off};
 use crate::fault::Fault;
 use crate::job::TagId;
 use crate::ledger::RunFacts;
-use crate::oci::{Digest, Manifest, Target};
+use crate::oci::{Digest, Manifest};
 
 /// Most images with a stored content.
 const MOST_IMAGES: usize = 1000;
@@ -100,12 +99,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         if let Some(manifest) = self.source_manifest(digest.into()).await? {
             return Ok(Some(manifest));
         }
-        let target = Target::Digest(digest);
-        self.ask_destination(RequestClass::Manifests, |destination| {
-            let target = target.clone();
-            async move { destination.manifest(&target).await }
-        })
-        .await
+        self.destination_manifest(digest).await
     }
 
     /// Why a denial keeps an image from being carried, if one does.
@@ -138,7 +132,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             place: place.clone(),
             beside: (place != own).then(|| own.clone()),
             digest,
-            is_rollback: self.job.is_rollback,
+            rollback: self.job.rollback,
             accepted: accepted.filter(|_| place == own),
             contents,
             is_clock_off: self.is_clock_off(),
@@ -176,13 +170,20 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     /// Why a rollback keeps staging's digest out of the job's tag, if one does. Rollbacks and
     /// approvals are over once staging names something else.
     pub(super) async fn kept_out(&self, facts: &TagFacts) -> Result<Option<Block>, Fault> {
-        let Some(staging) = facts.source.filter(|_| !self.job.is_rollback) else {
+        let Some(staging) = facts.source.filter(|_| self.job.rollback.is_none()) else {
             return Ok(None);
         };
         let place = &self.job.key.destination;
         let in_force = self.engine.ledger.in_force().await?;
         self.end_outlived(facts, &in_force).await?;
-        Ok(in_force.kept_out(place, &staging, self.expiry_time()))
+        let now = self.expiry_time();
+        let block = in_force.kept_out(place, &staging, now);
+        Ok(block.map(|mut block| {
+            let stays = facts.destination.as_ref();
+            let unmoved = stays.and_then(|digest| in_force.unmoved(place, digest, now));
+            block.reasons.extend(unmoved);
+            block
+        }))
     }
 
     /// Ends the rollbacks and approvals of the tag that staging has moved on from. A list that lags and what was

@@ -136,7 +136,7 @@ impl World {
             cause: Cause::Cli,
             actor: Actor::daemon(),
             explicit: false,
-            is_rollback: false,
+            rollback: None,
             ends_when_moved: false,
             pinned: None,
             expect: None,

@@ -76,7 +76,7 @@ impl Decider {
             place: tag.place.clone(),
             beside: None,
             digest: staging,
-            is_rollback: false,
+            rollback: None,
             accepted: None,
             contents: Some(Arc::default()),
             is_clock_off: false,

@@ -1,8 +1,13 @@
 //! A way back that stays.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use serde_json::{Value, json};
 
 use super::{Scene, reasons};
+use crate::support::daemon::end_of;
+use crate::support::rules::Gate;
 use crate::support::scripted::Answer;
 use crate::support::*;
 
@@ -215,7 +220,7 @@ async fn a_copy_of_something_else_ends_no_rollback() {
 #[tokio::test]
 async fn what_is_complete_is_listed_where_the_goal_is_not() {
     let scene = Scene::new();
-    let images: Vec<Image> = (1..=4).map(|seed| Image::oci(seed, &[100])).collect();
+    let images: Vec<Image> = (1..=5).map(|seed| Image::oci(seed, &[100])).collect();
     scene.staging.push("app", "latest", &images[0]);
     let _daemon = scene.ferry.start_ready().await;
     for image in &images[1..] {
@@ -223,10 +228,12 @@ async fn what_is_complete_is_listed_where_the_goal_is_not() {
         scene.ferry.sync(&[]).await.expect(0);
     }
     for registry in [&scene.staging, &scene.production] {
-        for lost in &images[1..3] {
+        for lost in &images[2..4] {
             registry.remove("app", lost.digest());
         }
     }
+    let denied = ["deny", images[1].digest(), "--reason", "CVE"];
+    scene.run(&denied).await.expect(0);
     let back = ["rollback", "app:latest", "--reason", "INC-4"];
     let run = scene.run(&back).await.expect(1);
     let (_, listed) = run
@@ -235,7 +242,7 @@ async fn what_is_complete_is_listed_where_the_goal_is_not() {
         .expect("a list");
     assert!(listed.contains(images[0].digest()), "{listed}");
     assert!(!listed.contains(images[1].digest()), "{listed}");
-    assert_eq!(scene.there("latest").as_deref(), Some(images[3].digest()));
+    assert_eq!(scene.there("latest").as_deref(), Some(images[4].digest()));
     let to = [&back[..], &["--to", images[0].digest()]].concat();
     scene.run(&to).await.expect(0);
     assert_eq!(scene.there("latest").as_deref(), Some(images[0].digest()));
@@ -257,4 +264,171 @@ async fn without_a_daemon_a_rollback_acts_by_itself() {
     assert_eq!(scene.in_force().await.len(), 1);
     scene.run(&["release", "app:latest"]).await.expect(0);
     scene.named("latest", &second).await;
+}
+
+const BACK: [&str; 4] = ["rollback", "app:latest", "--reason", "INC-4"];
+
+/// `latest` went from image to image.
+async fn moved_through(images: &[&Image]) -> (Scene, Daemon) {
+    let scene = Scene::new();
+    scene.staging.push("app", "latest", images[0]);
+    let daemon = scene.ferry.start_ready().await;
+    for image in &images[1..] {
+        scene.staging.push("app", "latest", image);
+        scene.ferry.sync(&[]).await.expect(0);
+    }
+    (scene, daemon)
+}
+
+#[tokio::test]
+async fn a_layer_below_an_index_is_asked_for_and_completed() {
+    let child = Image::oci(1, &[100]);
+    let (index, second) = (
+        Image::index(std::slice::from_ref(&child)),
+        Image::oci(2, &[200]),
+    );
+    let (scene, _daemon) = moved_through(&[&index, &second]).await;
+    let blobs = child.unique_blobs();
+    for blob in &blobs {
+        scene.production.remove("app", &blob.digest);
+    }
+    scene.run(&BACK).await.expect(0);
+    assert_eq!(scene.there("latest").as_deref(), Some(index.digest()));
+    for blob in &blobs {
+        assert!(scene.production.holds("app", &blob.digest), "{blob:?}");
+    }
+    scene.run(&["release", "app:latest"]).await.expect(0);
+    scene.named("latest", &second).await;
+
+    // Both sides have lost it.
+    scene.production.remove("app", &blobs[0].digest);
+    scene.staging.remove("app", &blobs[0].digest);
+    let lost = scene.run(&BACK).await.expect(1);
+    assert!(lost.stderr.contains("was not moved"), "{}", lost.stderr);
+    assert_eq!(scene.there("latest").as_deref(), Some(second.digest()));
+    assert_eq!(scene.in_force().await.len(), 0);
+}
+
+#[tokio::test]
+async fn a_signature_that_production_has_lost_is_completed() {
+    let (first, second) = (Image::oci(1, &[100]), Image::oci(2, &[200]));
+    let signature = Image::referrer(3, &first, "application/x.signature");
+    let scene = Scene::new();
+    scene.staging.push("app", "latest", &first);
+    scene.staging.push_untagged("app", &signature);
+    let _daemon = scene.ferry.start_ready().await;
+    scene.staging.push("app", "latest", &second);
+    scene.ferry.sync(&[]).await.expect(0);
+    assert!(scene.production.holds("app", signature.digest()));
+    scene.production.remove("app", signature.digest());
+    scene.run(&BACK).await.expect(0);
+    assert_eq!(scene.there("latest").as_deref(), Some(first.digest()));
+    assert!(scene.production.holds("app", signature.digest()));
+}
+
+#[tokio::test]
+async fn a_lost_answer_keeps_the_block_and_a_repetition_goes_no_further_back() {
+    let images: Vec<Image> = (1..=3).map(|seed| Image::oci(seed, &[100])).collect();
+    let all: Vec<&Image> = images.iter().collect();
+    let (scene, _daemon) = moved_through(&all).await;
+    let is_out = Arc::new(AtomicBool::new(false));
+    scene.production.on(move |asked| {
+        if asked.kind == Kind::ManifestPut && !is_out.swap(true, Ordering::SeqCst) {
+            return Answer::Lose;
+        }
+        match is_out.load(Ordering::SeqCst) {
+            true => Answer::Reply(Reply::status(403)),
+            false => Answer::Pass,
+        }
+    });
+    let run = scene.run(&BACK).await.expect(1);
+    assert!(run.stderr.contains("may have moved"), "{}", run.stderr);
+    scene.production.calm();
+    assert_eq!(scene.there("latest").as_deref(), Some(images[1].digest()));
+    assert_eq!(scene.in_force().await.len(), 1);
+    let held = scene.ferry.sync(&["--tag", "latest"]).await.expect(4);
+    assert_eq!(held.job("latest")["result"], "held");
+    scene.run(&BACK).await.expect(0);
+    assert_eq!(scene.there("latest").as_deref(), Some(images[1].digest()));
+    assert_eq!(scene.in_force().await.len(), 1);
+}
+
+#[tokio::test]
+async fn without_staging_a_rollback_works_and_keeps_out_what_was_last_seen_there() {
+    let (scene, _daemon, first, second) = moved_on().await;
+    let third = Image::oci(3, &[300]);
+    scene.run(&["hold", "app:latest"]).await.expect(0);
+    scene.staging.push("app", "latest", &third);
+    scene.ferry.sync(&["--tag", "latest"]).await.expect(4);
+    scene.staging.on(|_| Answer::Reply(Reply::status(401)));
+    scene.run(&BACK).await.expect(0);
+    scene.staging.calm();
+    assert_eq!(scene.there("latest").as_deref(), Some(first.digest()));
+    let in_force = scene.in_force().await;
+    let rollback = in_force.iter().find(|one| one["kind"] == "rollback");
+    let kept_out = rollback.expect("it is in force")["keeps_out"].to_string();
+    assert!(kept_out.contains(second.digest()), "{kept_out}");
+    assert!(kept_out.contains(third.digest()), "{kept_out}");
+}
+
+#[tokio::test]
+async fn a_release_stops_a_rollback_that_waits_for_its_turn() {
+    let (scene, _daemon, _first, second) = moved_on().await;
+    scene.production.on(|asked| match asked.kind {
+        Kind::ManifestPut => Answer::Reply(Reply::status(429).header("retry-after", "2")),
+        _ => Answer::Pass,
+    });
+    let before = scene.production.count(Kind::ManifestPut);
+    let mut back = scene.ferry.spawn_command(&BACK);
+    scene.production.seen(Kind::ManifestPut, before + 1).await;
+    scene.run(&["release", "app:latest"]).await.expect(0);
+    scene.production.calm();
+    assert_eq!(end_of(&mut back).await, 4);
+    assert_eq!(scene.there("latest").as_deref(), Some(second.digest()));
+    assert_eq!(scene.in_force().await.len(), 0);
+}
+
+#[tokio::test]
+async fn a_rollback_does_not_wait_for_what_is_carried_to_its_tag() {
+    let (scene, daemon, first, _second) = moved_on().await;
+    let gate = Gate::closed();
+    let at_gate = gate.clone();
+    scene.staging.on(move |asked| match asked.kind {
+        Kind::BlobGet => Answer::Hold(at_gate.clone()),
+        _ => Answer::Pass,
+    });
+    let before = scene.staging.count(Kind::BlobGet);
+    scene.staging.push("app", "latest", &Image::oci(3, &[300]));
+    daemon.ping(json!({})).await;
+    scene.staging.seen(Kind::BlobGet, before + 1).await;
+    scene.run(&BACK).await.expect(0);
+    assert_eq!(scene.there("latest").as_deref(), Some(first.digest()));
+    gate.open();
+    scene.ferry.sync(&["--tag", "latest"]).await.expect(4);
+    assert_eq!(scene.there("latest").as_deref(), Some(first.digest()));
+}
+
+#[tokio::test]
+async fn a_rollback_that_was_killed_before_its_request_is_told_and_repeated() {
+    let (scene, daemon, first, second) = moved_on().await;
+    let third = Image::oci(3, &[300]);
+    scene.staging.push("app", "latest", &third);
+    scene.production.on(|asked| match asked.kind {
+        Kind::ManifestPut => Answer::Hang,
+        _ => Answer::Pass,
+    });
+    let before = scene.production.count(Kind::ManifestPut);
+    let mut back = scene.ferry.spawn_command(&BACK);
+    scene.production.seen(Kind::ManifestPut, before + 1).await;
+    daemon.killed().await;
+    assert_eq!(end_of(&mut back).await, 1);
+    scene.production.calm();
+    let _daemon = scene.ferry.start_ready().await;
+    let held = scene.ferry.sync(&["--tag", "latest"]).await.expect(4);
+    let told = reasons(&held.job("latest"));
+    let unmoved = format!("production still names {}", second.digest());
+    assert!(told.contains(&unmoved), "{told}");
+    scene.run(&BACK).await.expect(0);
+    assert_eq!(scene.there("latest").as_deref(), Some(first.digest()));
+    assert_eq!(scene.in_force().await.len(), 1);
 }
