@@ -17,6 +17,7 @@ use crate::fault::Fault;
 use crate::gate::question::Phase;
 use crate::job::{
     BlobCounts, BlobOutcome, Job, ObservedVia, Outcome, Progress, ReferrerCounts, TagRules,
+    TagState,
 };
 use crate::oci::Digest;
 use crate::transfer::admission::Ticket;
@@ -106,7 +107,7 @@ pub(super) struct Counts {
 impl<S: Source, D: Destination> Promotion<'_, S, D> {
     /// Claims the destination tag: a look at one tag may run beside a look at the whole repository.
     /// Taken with the job permit held, so no queued job claims a tag. The look's observation is
-    /// discarded if another job held the tag meanwhile. A rollback waits for other rollbacks alone:
+    /// discarded if another job held the tag meanwhile, or is older than such a job's answer. A rollback waits for other rollbacks alone:
     /// its decision keeps out what a job may be carrying to the tag.
     async fn claim_tag(&self) -> Result<(Claim, Observation), Fault> {
         let place = &self.job.key.destination;
@@ -123,11 +124,29 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         };
         let mut take = std::pin::pin!(self.engine.claims.take(subject, &claimant));
         match std::future::poll_fn(|cx| Poll::Ready(take.as_mut().poll(cx))).await {
-            Poll::Ready(claim) => Ok((claim, Observation::of(self.job))),
+            Poll::Ready(claim) => Ok((claim, self.observation())),
             Poll::Pending => Ok((
                 stoppable(&self.stop.abort, take).await?,
                 Observation::none(),
             )),
+        }
+    }
+
+    /// The look's observation, unless this process has a newer answer of production that differs:
+    /// another job may have named the tag and be done.
+    fn observation(&self) -> Observation {
+        let job = self.job;
+        let is_overtaken = job.destination != TagState::Unknown
+            && self.engine.newest.differs(
+                &self.destination,
+                &job.key.destination.tag,
+                job.destination.digest(),
+                job.destination_at,
+            );
+        if is_overtaken {
+            Observation::none()
+        } else {
+            Observation::of(job)
         }
     }
 

@@ -281,6 +281,22 @@ async fn every_byte_crosses_once_and_the_tag_is_the_last_request() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_observation_from_before_another_jobs_write_is_made_again() {
+    let world = World::new();
+    let layer = world.layer("app", 1, 1000);
+    world.image("app", "v1", &[layer]);
+    let mut late = world.job("app", "v1");
+    late.destination = TagState::Absent;
+    late.destination_at = Instant::now();
+    tokio::time::advance(Duration::from_secs(1)).await;
+    let first = world.run(&world.job("app", "v1")).await;
+    assert_eq!(first.outcome, Outcome::Promoted, "{:?}", first.fault);
+    // The look of the second job saw no tag, and its claim is free again.
+    let second = world.run(&late).await;
+    assert_eq!(second.outcome, Outcome::UpToDate, "{:?}", second.fault);
+}
+
+#[tokio::test(start_paused = true)]
 async fn all_ways_of_uploading_carry_the_same_bytes() {
     for style in [UploadStyle::Whole, UploadStyle::Stream] {
         let world = World::new();
