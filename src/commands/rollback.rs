@@ -220,9 +220,9 @@ impl Act<'_> {
         &self,
         tag: &OneTag,
         staging: &Result<Option<Digest>, Fault>,
-    ) -> Result<Option<Digest>, Fault> {
+    ) -> Result<Vec<Digest>, Fault> {
         match staging {
-            Ok(named) => Ok(*named),
+            Ok(named) => Ok(Vec::from_iter(*named)),
             Err(_) => self.ledger.last_seen_of(&tag.place).await,
         }
     }

@@ -485,7 +485,7 @@ impl Ledger {
     }
 
     /// What staging was last seen to name for a place, by the rows of looks.
-    pub async fn last_seen_of(&self, place: &TagId) -> Result<Option<Digest>, Fault> {
+    pub async fn last_seen_of(&self, place: &TagId) -> Result<Vec<Digest>, Fault> {
         let place = place.clone();
         self.store
             .read(move |db| rows::last_seen_of(db, &place))

@@ -455,20 +455,33 @@ pub(super) fn newest_job(db: &Connection, place: &TagId) -> rusqlite::Result<Opt
     .optional()
 }
 
-/// What staging was last seen to name for a place, by the rows of routes. Those of decisions and of
-/// copies may be about something else.
-pub(super) fn last_seen_of(db: &Connection, place: &TagId) -> rusqlite::Result<Option<Digest>> {
-    let seen: Option<String> = db
-        .prepare_cached(
-            "SELECT json_extract(content, '$.digest') FROM rows JOIN jobs ON jobs.id = rows.job
-            WHERE origin = ?1 AND repository = ?2 AND destination_tag = ?3
-                AND json_extract(content, '$.digest') IS NOT NULL
-                AND json_extract(content, '$.cause') <> 'decision' AND route <> ''
-            ORDER BY rows.id DESC LIMIT 1",
-        )?
-        .query_row(names(place), |row| row.get(0))
-        .optional()?;
-    Ok(seen.and_then(|text| text.parse().ok()))
+/// What staging was last seen to name for a place: by the newest row of a route, and by the newest
+/// that no decision caused. A row that a decision caused is that of a look that it woke, or of its
+/// own act, which may be about something else.
+pub(super) fn last_seen_of(db: &Connection, place: &TagId) -> rusqlite::Result<Vec<Digest>> {
+    let mut seen = Vec::new();
+    for is_any in [true, false] {
+        let digest: Option<String> = db
+            .prepare_cached(
+                "SELECT json_extract(content, '$.digest') FROM rows JOIN jobs ON jobs.id = rows.job
+                WHERE origin = ?1 AND repository = ?2 AND destination_tag = ?3
+                    AND json_extract(content, '$.digest') IS NOT NULL
+                    AND (?4 OR json_extract(content, '$.cause') <> 'decision') AND route <> ''
+                ORDER BY rows.id DESC LIMIT 1",
+            )?
+            .query_row(
+                params![
+                    place.origin.as_str(),
+                    place.repository.as_str(),
+                    place.tag.as_str(),
+                    is_any
+                ],
+                |row| row.get(0),
+            )
+            .optional()?;
+        seen.extend(digest.and_then(|text| text.parse::<Digest>().ok()));
+    }
+    Ok(seen)
 }
 
 /// Whether the act of a decision has named a digest at a place after a row.

@@ -359,6 +359,7 @@ async fn without_staging_a_rollback_works_and_keeps_out_what_was_last_seen_there
     let third = Image::oci(3, &[300]);
     scene.run(&["hold", "app:latest"]).await.expect(0);
     scene.staging.push("app", "latest", &third);
+    // The look that the hold wakes may have seen it first.
     scene.ferry.sync(&["--tag", "latest"]).await.expect(4);
     scene.staging.on(|_| Answer::Reply(Reply::status(401)));
     scene.run(&BACK).await.expect(0);
