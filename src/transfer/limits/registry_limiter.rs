@@ -314,7 +314,7 @@ impl RegistryLimiter {
 
     /// How many jobs may hold a naming permit at once: as many as the quota allows PUTs in half a
     /// second, at most a third of the requests that may run at once, at least one. Jobs that are
-    /// asked for by name have [`NAMED_ABOVE`](super::naming_queue::NAMED_ABOVE) more.
+    /// asked for by name have `NAMED_ABOVE` more.
     pub fn names_at_once(&self) -> usize {
         let state = self.lock();
         let most = state.settings.concurrency().usual / 3;
