@@ -6,7 +6,6 @@ use serde_json::json;
 use super::lines::Lines;
 use super::{Arguments, Failure, delegate, environment};
 use crate::commands::{Inspect, InspectError};
-use crate::config::Config;
 
 /// Print the repositories of a registry
 #[derive(Debug, Args)]
@@ -62,11 +61,10 @@ impl Ls {
         arguments: &Arguments,
         lines: &mut Lines,
     ) -> Result<u8, Failure> {
-        let config = delegate::config(arguments)?;
-        let inspect = open(config.as_ref()).await?;
-        let found = inspect.repositories(&self.registry).await;
-        inspect.close().await;
-        for name in found.map_err(failure)? {
+        let found = read(arguments, async |inspect| {
+            inspect.repositories(&self.registry).await
+        });
+        for name in found.await? {
             if self.json {
                 lines.json_line(&json!({"repository": name}));
             } else {
@@ -83,11 +81,10 @@ impl Tags {
         arguments: &Arguments,
         lines: &mut Lines,
     ) -> Result<u8, Failure> {
-        let config = delegate::config(arguments)?;
-        let inspect = open(config.as_ref()).await?;
-        let found = inspect.tags(&self.repository).await;
-        inspect.close().await;
-        for (tag, listed) in found.map_err(failure)? {
+        let found = read(arguments, async |inspect| {
+            inspect.tags(&self.repository).await
+        });
+        for (tag, listed) in found.await? {
             if self.json {
                 lines.json_line(&json!({
                     "tag": tag,
@@ -108,17 +105,24 @@ impl DigestOf {
         arguments: &Arguments,
         lines: &mut Lines,
     ) -> Result<u8, Failure> {
-        let config = delegate::config(arguments)?;
-        let inspect = open(config.as_ref()).await?;
-        let found = inspect.digest(&self.reference).await;
-        inspect.close().await;
-        lines.line(found.map_err(failure)?.to_string());
+        let found = read(arguments, async |inspect| {
+            inspect.digest(&self.reference).await
+        });
+        lines.line(found.await?.to_string());
         Ok(0)
     }
 }
 
-async fn open(config: Option<&Config>) -> Result<Inspect<'static>, Failure> {
-    Inspect::open(config, &environment).await.map_err(failure)
+/// Asks registries for something, with what the config knows of them.
+async fn read<T>(
+    arguments: &Arguments,
+    ask: impl AsyncFnOnce(&Inspect<'_>) -> Result<T, InspectError>,
+) -> Result<T, Failure> {
+    let config = delegate::config(arguments)?;
+    let inspect = Inspect::open(config.as_ref(), &environment).map_err(failure)?;
+    let found = ask(&inspect).await;
+    inspect.close().await;
+    found.map_err(failure)
 }
 
 fn failure(error: InspectError) -> Failure {

@@ -55,16 +55,10 @@ impl Context {
             Some(_) => parts.start_audit(audit_file).await?,
             None => None,
         };
-        let topology = config
-            .map(|config| parts.topology(config, None))
-            .transpose()?
-            .map(Arc::new);
         Ok(Context {
-            parts,
-            topology,
-            in_force: None,
             audit,
             _lock: lock,
+            ..Context::over(parts, config)?
         })
     }
 
@@ -74,13 +68,16 @@ impl Context {
     /// When a registry's settings do not work.
     pub(super) fn to_inspect(config: Option<&Config>) -> Result<Context, Error> {
         let parts = Parts::in_memory()?;
+        Context::over(parts, config)
+    }
+
+    fn over(parts: Parts, config: Option<&Config>) -> Result<Context, Error> {
         let topology = config
             .map(|config| parts.topology(config, None))
-            .transpose()?
-            .map(Arc::new);
+            .transpose()?;
         Ok(Context {
             parts,
-            topology,
+            topology: topology.map(Arc::new),
             in_force: None,
             audit: None,
             _lock: None,

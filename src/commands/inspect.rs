@@ -72,7 +72,7 @@ impl<'a> Inspect<'a> {
     ///
     /// # Errors
     /// When a registry's settings do not work.
-    pub async fn open(config: Option<&Config>, env: Env<'a>) -> Result<Inspect<'a>, InspectError> {
+    pub fn open(config: Option<&Config>, env: Env<'a>) -> Result<Inspect<'a>, InspectError> {
         Ok(Inspect {
             context: Context::to_inspect(config)?,
             hosts: Hosts::new(env),
