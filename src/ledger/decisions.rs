@@ -52,7 +52,7 @@ struct State {
     in_force: Option<Arc<InForce>>,
     sends: BTreeMap<u64, Candidate>,
     next: u64,
-    /// Names that were sent, and whose answers were lost.
+    /// Tag writes with a lost answer.
     lost: Vec<Candidate>,
     /// Intents that an earlier process left.
     left: Vec<(TagId, Digest)>,
@@ -93,8 +93,8 @@ impl Memory {
         self.adopt(in_force);
     }
 
-    /// The names that a decision is about and whose answers were lost. Of those of an earlier
-    /// process the route and the content are not known.
+    /// The tag writes with a lost answer that a decision covers. Of those of an earlier process the
+    /// route and the content are not known.
     fn lost_under(&self, decision: &Numbered) -> Vec<(TagId, Digest)> {
         let state = self.lock();
         let lost = state.lost.iter().filter(|lost| decision.stops(lost));
@@ -303,8 +303,8 @@ impl Ledger {
         Ok(changed)
     }
 
-    /// The tags of names whose answers were lost and that a decision is about, as long as nothing
-    /// has shown what became of them.
+    /// The tags of writes with a lost answer that a decision covers, until an answer shows what
+    /// became of them.
     async fn lost_sends(&self, decision: &Numbered) -> Result<Vec<TagId>, Fault> {
         let lost = self.decisions.lost_under(decision);
         if lost.is_empty() {
@@ -407,13 +407,7 @@ fn add(
         decision.tag.as_ref().map(|tag| tag.as_str()),
         ended_by
     ])?;
-    for ended in &decision.ends {
-        let ended = i64::try_from(*ended).unwrap_or(i64::MAX);
-        db.prepare_cached("UPDATE decisions SET ended_by = ?2 WHERE row = ?1")?
-            .execute([ended, row])?;
-    }
-    db.prepare_cached("UPDATE identity SET decisions = decisions + 1")?
-        .execute([])?;
+    end(db, &decision.ends, row)?;
     Ok(Numbered::new(id, clock::now(), kind, decision))
 }
 
@@ -432,19 +426,24 @@ fn is_repeated(db: &Connection, refused: &RefusedDecision) -> rusqlite::Result<b
 /// Ends what was accepted of a tag: it has been named.
 pub(super) fn accepted(db: &Connection, place: &TagId, row: i64) -> rusqlite::Result<bool> {
     let in_force = in_force(db)?;
-    let over = in_force.accepts_of(place);
-    let mut is_changed = false;
-    for one in over {
-        let id = i64::try_from(one.id).unwrap_or(i64::MAX);
+    let over: Vec<u64> = in_force.accepts_of(place).map(|one| one.id).collect();
+    if over.is_empty() {
+        return Ok(false);
+    }
+    end(db, &over, row)?;
+    Ok(true)
+}
+
+/// Ends decisions by a row. The decisions in force are others from then on.
+fn end(db: &Connection, ids: &[u64], row: i64) -> rusqlite::Result<()> {
+    for id in ids {
+        let id = i64::try_from(*id).unwrap_or(i64::MAX);
         db.prepare_cached("UPDATE decisions SET ended_by = ?2 WHERE row = ?1")?
             .execute([id, row])?;
-        is_changed = true;
     }
-    if is_changed {
-        db.prepare_cached("UPDATE identity SET decisions = decisions + 1")?
-            .execute([])?;
-    }
-    Ok(is_changed)
+    db.prepare_cached("UPDATE identity SET decisions = decisions + 1")?
+        .execute([])
+        .map(drop)
 }
 
 /// A production tag that names a denied digest, as far as looks have seen it.

@@ -65,12 +65,8 @@ impl RawRow {
 
 /// Something as a row keeps it.
 pub(super) fn json(content: &impl Serialize) -> rusqlite::Result<String> {
-    serde_json::to_string(content).map_err(unsaved)
-}
-
-/// What cannot be a text in a table.
-pub(super) fn unsaved(error: serde_json::Error) -> rusqlite::Error {
-    rusqlite::Error::ToSqlConversionFailure(error.into())
+    serde_json::to_string(content)
+        .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))
 }
 
 /// A text column as the type that it was written from.

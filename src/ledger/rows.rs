@@ -3,10 +3,10 @@
 use jiff::Timestamp;
 use rusqlite::types::{Type, Value};
 use rusqlite::{Connection, OptionalExtension as _, params, params_from_iter};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use super::chain::{self, ContentHashes};
-use super::raw::{RawRow, json, parsed, unsaved};
+use super::raw::{RawRow, json, parsed};
 use super::{RunFacts, UnsettledJob, names};
 use crate::clock;
 use crate::decision::{Decision, Kind, RefusedDecision};
@@ -49,6 +49,17 @@ pub enum Content {
     RefusedDecision(Box<RefusedDecision>),
 }
 
+impl Serialize for Content {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Content::Outcome(settled) => settled.serialize(serializer),
+            Content::Reload(reload) => reload.serialize(serializer),
+            Content::Decision(_, decision) => decision.serialize(serializer),
+            Content::RefusedDecision(refused) => refused.serialize(serializer),
+        }
+    }
+}
+
 /// A row as JSON: its facts, a `kind`, and the content beside them.
 #[derive(Clone, Serialize, Deserialize)]
 struct Shape {
@@ -75,7 +86,7 @@ impl From<Row> for Shape {
             version: row.version,
             hash: row.hash,
             kind: row.content.kind().into(),
-            content: row.content.value().unwrap_or_default(),
+            content: serde_json::to_value(&row.content).unwrap_or_default(),
         }
     }
 }
@@ -134,21 +145,6 @@ impl Content {
             Content::Decision(kind, _) => kind.name(),
             Content::RefusedDecision(_) => REFUSED_DECISION,
         }
-    }
-
-    /// As a row keeps it.
-    fn json(&self) -> serde_json::Result<String> {
-        match self {
-            Content::Outcome(settled) => serde_json::to_string(settled),
-            Content::Reload(reload) => serde_json::to_string(reload),
-            Content::Decision(_, decision) => serde_json::to_string(decision),
-            Content::RefusedDecision(refused) => serde_json::to_string(refused),
-        }
-    }
-
-    /// As the rest of a row's JSON.
-    fn value(&self) -> serde_json::Result<serde_json::Value> {
-        serde_json::from_str(&self.json()?)
     }
 
     fn parse(kind: &str, content: &str) -> serde_json::Result<Content> {
@@ -216,7 +212,7 @@ pub(super) fn append(
     facts: &RunFacts,
 ) -> rusqlite::Result<u64> {
     let kind = content.kind();
-    let content = content.json().map_err(unsaved)?;
+    let content = json(content)?;
     let hashes = ContentHashes::of(kind, &content)?;
     let previous = chain::end(db)?;
     let id: i64 = db
@@ -459,6 +455,7 @@ pub(super) fn newest_job(db: &Connection, place: &TagId) -> rusqlite::Result<Opt
 /// that no decision caused. A row that a decision caused is that of a look that it woke, or of its
 /// own act, which may be about something else.
 pub(super) fn last_seen_of(db: &Connection, place: &TagId) -> rusqlite::Result<Vec<Digest>> {
+    let [origin, repository, tag] = names(place);
     let mut seen = Vec::new();
     for is_any in [true, false] {
         let digest: Option<String> = db
@@ -469,15 +466,7 @@ pub(super) fn last_seen_of(db: &Connection, place: &TagId) -> rusqlite::Result<V
                     AND (?4 OR json_extract(content, '$.cause') <> 'decision') AND route <> ''
                 ORDER BY rows.id DESC LIMIT 1",
             )?
-            .query_row(
-                params![
-                    place.origin.as_str(),
-                    place.repository.as_str(),
-                    place.tag.as_str(),
-                    is_any
-                ],
-                |row| row.get(0),
-            )
+            .query_row(params![origin, repository, tag, is_any], |row| row.get(0))
             .optional()?;
         seen.extend(digest.and_then(|text| text.parse::<Digest>().ok()));
     }
@@ -532,7 +521,7 @@ pub(super) fn digests_of(db: &Connection, place: &TagId) -> rusqlite::Result<Vec
     Ok(digests)
 }
 
-/// The jobs whose promotions into the repository of a place named a digest.
+/// The jobs that promoted a digest into the repository of a place.
 pub(super) fn named_by(
     db: &Connection,
     place: &TagId,
