@@ -125,7 +125,7 @@ impl<'a> Directory<'a> {
 }
 
 /// Whether a route may write to a repository.
-fn leads_to(route: &Route, registry: &str, repository: &RepositoryName) -> bool {
+pub(crate) fn leads_to(route: &Route, registry: &str, repository: &RepositoryName) -> bool {
     route
         .to
         .iter()

@@ -154,7 +154,10 @@ impl OneTag {
 }
 
 /// What a tag names.
-async fn named_by(
+///
+/// # Errors
+/// Where the registry cannot be asked.
+pub(crate) async fn named_by(
     topology: &Topology,
     repository: &Repository,
     tag: &Tag,
@@ -216,9 +219,8 @@ async fn source(
     let source = routes
         .filter_map(|name| topology.route(name))
         .find_map(|route| {
-            let repository = route.from.literal()?;
-            let keeps = route.to.iter().all(|to| to.naming().keeps());
-            keeps.then(|| source_of(topology, &route.name, repository, place.tag.clone()))?
+            let repository = route.only_source()?;
+            source_of(topology, &route.name, repository, place.tag.clone())
         });
     Ok(source)
 }

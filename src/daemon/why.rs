@@ -11,18 +11,17 @@ use tokio::sync::watch as channel;
 use crate::admin::{KnownTag, Refusal, TagQuery, TagView, TagsHandler};
 use crate::backend::Repository;
 use crate::clock;
-use crate::commands::resolve::may_yield;
+use crate::commands::{leads_to, named_by};
 use crate::decision::{Numbered, Target};
 use crate::endpoint::{Repositories as _, Source as _};
 use crate::fault::{Fault, shown};
-use crate::job::{Actor, Cause, Judgement, Key, LONG_WAIT, Report, Settled, TagId};
+use crate::job::{Actor, Cause, Judgement, Key, Report, Settled, TagId};
 use crate::ledger::{Ledger, Row};
 use crate::look::PassOptions;
 use crate::look::topology::{Side, Topology};
 use crate::oci::{Digest, RepositoryName, Tag};
 use crate::route::Route;
 use crate::transfer::Stop;
-use crate::transfer::limits::{RequestClass, RequestPriority};
 use crate::transfer::resolve::Attempts;
 use crate::watch::{Handle, Scope};
 
@@ -128,11 +127,9 @@ impl Question {
         Ok(routes
             .iter()
             .filter_map(|route| {
-                let keeps = route.to.iter().all(|to| to.naming().keeps());
-                let repository = route.from.literal().filter(|_| keeps)?;
                 Some(SourceTag {
                     route: route.name.clone(),
-                    repository,
+                    repository: route.only_source()?,
                     tag: place.tag.clone(),
                 })
             })
@@ -245,13 +242,9 @@ impl Question {
         tag: &Tag,
         reasons: &mut Vec<String>,
     ) -> Option<Digest> {
-        let priority = RequestPriority::from(RequestClass::Manifests).within(LONG_WAIT);
-        let named = self
-            .topology
-            .engine
-            .resolve_tag(repository, tag, priority, Attempts::Retried, &self.stop)
-            .await;
-        named.unwrap_or_else(|fault| {
+        let attempts = Attempts::Retried;
+        let named = named_by(&self.topology, repository, tag, attempts, &self.stop);
+        named.await.unwrap_or_else(|fault| {
             reasons.push(fault.chain());
             None
         })
@@ -294,12 +287,6 @@ fn gates(planned: &Settled, last: Option<&Row>) -> Vec<Judgement> {
         }
     }
     gates
-}
-
-fn leads_to(route: &Route, registry: &str, repository: &RepositoryName) -> bool {
-    let to = route.to.iter();
-    to.filter(|to| **to.registry() == *registry)
-        .any(|to| may_yield(to, repository))
 }
 
 /// The repositories of a registry that a text may name: all of it, or what follows the registry's

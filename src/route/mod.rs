@@ -48,6 +48,17 @@ impl Route {
             drift: self.drift,
         }
     }
+
+    /// Whether a tag has the same name at each destination.
+    pub fn keeps_names(&self) -> bool {
+        self.to.iter().all(|to| to.naming().keeps())
+    }
+
+    /// The repository from which each tag of its destinations comes under the same name, where there
+    /// is one alone.
+    pub fn only_source(&self) -> Option<RepositoryName> {
+        self.from.literal().filter(|_| self.keeps_names())
+    }
 }
 
 /// All routes, in the order of the config.

@@ -196,11 +196,8 @@ pub(super) fn reach(pieces: &[Piece], from: &Pattern) -> Result<Reach, regex::Er
     let typical = ["x", "x/x", "x/x/x"]
         .into_iter()
         .filter_map(|deep| {
-            filled(
-                pieces,
-                |number| if from.is_deep(number) { deep } else { "x" },
-            )
-            .ok()
+            let capture = |number| if from.is_deep(number) { deep } else { "x" };
+            filled(pieces, capture).ok()
         })
         .collect();
     Ok(Reach::Many {
