@@ -13,6 +13,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use self::goal::is_done_by;
 use super::context::stores;
 use super::one_tag::OneTag;
 use super::resolve::{Resolved, resolve};
@@ -65,13 +66,8 @@ pub async fn roll_back(
     let actor = caller(rollback.remarks.clone());
     let moved = match resolve(rollback.target.clone(), &topology) {
         Ok(resolved) => {
-            let act = Act {
-                topology: &topology,
-                ledger: &parts.ledger,
-                stop: &stop,
-                actor,
-            };
-            act.roll_back(&resolved, &rollback).await
+            let act = Act::new(&topology, &parts.ledger, &stop, actor);
+            act.roll_back(&resolved, rollback.to, rollback.until).await
         }
         Err(unresolved) => Err(unresolved.into()),
     };
@@ -93,10 +89,12 @@ pub(crate) struct RolledBack {
 
 /// With what a rollback is carried out.
 pub(crate) struct Act<'a> {
-    pub(crate) topology: &'a Topology,
-    pub(crate) ledger: &'a Ledger,
-    pub(crate) stop: &'a Stop,
-    pub(crate) actor: Actor,
+    topology: &'a Topology,
+    ledger: &'a Ledger,
+    stop: &'a Stop,
+    actor: Actor,
+    /// All rows of the act are of one run.
+    facts: RunFacts,
 }
 
 /// A tag, and the digests between which it moves.
@@ -110,21 +108,49 @@ struct Way {
     has_staging: bool,
 }
 
-impl Act<'_> {
-    /// Moves a tag back. The decision is in force afterwards.
+impl<'a> Act<'a> {
+    pub(crate) fn new(
+        topology: &'a Topology,
+        ledger: &'a Ledger,
+        stop: &'a Stop,
+        actor: Actor,
+    ) -> Act<'a> {
+        let facts = RunFacts {
+            run_id: run_id(),
+            ..(*topology.facts).clone()
+        };
+        Act {
+            topology,
+            ledger,
+            stop,
+            actor,
+            facts,
+        }
+    }
+
+    /// Moves a tag back: to a digest, or to what it named before. The decision is in force
+    /// afterwards, until a time if there is one.
     pub(crate) async fn roll_back(
         &self,
         resolved: &Resolved,
-        rollback: &Rollback,
+        to: Option<Digest>,
+        until: Option<Timestamp>,
     ) -> Result<RolledBack, Undecided> {
         let tag = OneTag::of(resolved, self.topology, self.ledger).await?;
         let production = tag.production(self.topology, self.stop).await?;
         let in_force = self.ledger.in_force().await?;
-        if let Some(decision) = self.done(rollback, &tag, production, &in_force).await? {
-            let place = tag.place;
-            return Ok(RolledBack { decision, place });
+        let unfinished = self.unfinished(&tag, &in_force).await?;
+        if let Some(decision) = unfinished.filter(|one| is_done_by(one, to, production)) {
+            return Ok(RolledBack {
+                decision: decision.clone(),
+                place: tag.place,
+            });
         }
-        let to = self.goal(rollback.to, &tag, production, &in_force).await?;
+        let begun = unfinished.filter(|one| one.decision.replaces == Some(production));
+        let to = match (to, begun.and_then(|one| one.decision.digest)) {
+            (None, Some(goal)) => goal,
+            (to, _) => self.goal(to, &tag, production, &in_force).await?,
+        };
         if let Some(block) = in_force.denied([&to], clock::now()) {
             return Err(Undecided::Conflict(block.reasons.join("; ")));
         }
@@ -143,12 +169,12 @@ impl Act<'_> {
             digest: Some(to),
             replaces: Some(production),
             keeps_out,
-            until: rollback.until,
+            until,
             ..Decision::about(&resolved.target, self.actor.clone())
         };
         let recorded = self
             .ledger
-            .decide(Kind::Rollback, decision, self.facts())
+            .decide(Kind::Rollback, decision, self.facts.clone())
             .await?;
         let way = Way {
             tag,
@@ -159,10 +185,11 @@ impl Act<'_> {
         };
         let completion = self.moved(&way).await;
         let outcome = completion.outcome;
+        let is_done = is_done(&completion);
         let may_have_moved = completion.may_have_moved;
         let why = why(&completion);
         self.settle(&way, completion).await;
-        if matches!(outcome, Outcome::Promoted | Outcome::UpToDate) {
+        if is_done {
             let superseded = earlier.iter().map(|one| one.id).collect();
             let by = format!("decision {} takes its place", recorded.decision.id);
             self.end(superseded, &by).await?;
@@ -326,7 +353,7 @@ impl Act<'_> {
             registry: there.registry().into(),
         };
         let settle = Settle {
-            facts: Arc::new(self.facts()),
+            facts: Arc::new(self.facts.clone()),
             progress: Arc::default(),
             listener: None,
         };
@@ -336,16 +363,9 @@ impl Act<'_> {
             .await;
     }
 
-    fn facts(&self) -> RunFacts {
-        RunFacts {
-            run_id: run_id(),
-            ..(*self.topology.facts).clone()
-        }
-    }
-
     /// Ends decisions that are over.
     async fn end(&self, ids: Vec<u64>, why: &str) -> Result<(), Fault> {
-        let ended = self.ledger.end_decisions(ids, why, self.facts());
+        let ended = self.ledger.end_decisions(ids, why, self.facts.clone());
         ended.await.map(drop)
     }
 }

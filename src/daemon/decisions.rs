@@ -12,11 +12,11 @@ use axum::http::StatusCode;
 use futures::FutureExt as _;
 use tokio::sync::watch as channel;
 
-use self::checks::{check, end, fits, may, nothing_in_force};
+use self::checks::{end, fits, may, nothing_in_force, permitted};
 pub(super) use self::follow::{wake_at_ends, watch_denied};
 use crate::admin::{DecisionAnswer, DecisionHandler, DecisionRequest, Refusal};
 use crate::commands::resolve::{Resolved, Unresolved, resolve};
-use crate::commands::{Act, Rollback, Undecided};
+use crate::commands::{Act, Undecided};
 use crate::decision::{Decision, Kind, NotATarget, Principal, RefusedDecision, Target};
 use crate::fault::clip;
 use crate::job::{Actor, Cause, Remarks, TagId};
@@ -24,6 +24,7 @@ use crate::ledger::Ledger;
 use crate::look::PassOptions;
 use crate::look::topology::Topology;
 use crate::parts::Parts;
+use crate::route::Route;
 use crate::transfer::Stop;
 use crate::watch::{Handle, Scope};
 
@@ -120,37 +121,38 @@ impl Decider {
             return Err(Refusal::bad_request("`id` is for a release alone"));
         }
         fits(request)?;
-        match request.kind {
-            Kind::Hold | Kind::Deny => {}
-            Kind::Release => {
-                return self
-                    .release(topology, request, target, principal, actor)
-                    .await;
-            }
-            Kind::Approve => {
-                let approved = self.approve(topology, request, target, principal, actor);
-                return approved.boxed().await;
-            }
-            Kind::Accept => {
-                let accepted = self.accept(topology, request, target, principal, actor);
-                return accepted.boxed().await;
-            }
-            Kind::Rollback => {
-                let moved = self.roll_back(topology, request, target, principal, actor);
-                // Boxed to keep the decision's future small.
-                return moved.boxed().await;
-            }
+        if request.kind == Kind::Release {
+            return self
+                .release(topology, request, target, principal, actor)
+                .await;
         }
-        let resolved = resolve(target, topology)?;
-        may(principal, request.kind.right(), &resolved.routes)?;
-        check(request, &resolved.target)?;
+        let resolved = permitted(topology, request, target, principal)?;
+        let answer = match request.kind {
+            Kind::Approve => self.approve(topology, request, &resolved, actor).boxed(),
+            Kind::Accept => self.accept(topology, request, &resolved, actor).boxed(),
+            Kind::Rollback => self.roll_back(topology, request, &resolved, actor).boxed(),
+            Kind::Hold | Kind::Deny | Kind::Release => {
+                self.record(topology, request, &resolved, actor).boxed()
+            }
+        };
+        // Boxed to keep the decision's future small.
+        Ok((answer.await?, resolved))
+    }
+
+    async fn record(
+        &self,
+        topology: &Topology,
+        request: &DecisionRequest,
+        resolved: &Resolved,
+        actor: Actor,
+    ) -> Result<DecisionAnswer, Refusal> {
         let decision = Decision {
             until: end(request)?,
             ..Decision::about(&resolved.target, actor)
         };
         let facts = (*topology.facts).clone();
         let recorded = self.ledger.decide(request.kind, decision, facts).await?;
-        Ok((DecisionAnswer::recorded(recorded), resolved))
+        Ok(DecisionAnswer::recorded(recorded))
     }
 
     /// Moves a tag back.
@@ -158,28 +160,13 @@ impl Decider {
         &self,
         topology: &Topology,
         request: &DecisionRequest,
-        target: Target,
-        principal: &Principal,
+        resolved: &Resolved,
         actor: Actor,
-    ) -> Result<(DecisionAnswer, Resolved), Refusal> {
-        let resolved = resolve(target.clone(), topology)?;
-        may(principal, request.kind.right(), &resolved.routes)?;
-        check(request, &resolved.target)?;
-        let act = Act {
-            topology,
-            ledger: &self.ledger,
-            stop: &self.stop,
-            actor,
-        };
-        let rollback = Rollback {
-            target,
-            to: request.to,
-            until: end(request)?,
-            remarks: Remarks::default(),
-        };
-        let moved = act.roll_back(&resolved, &rollback).await?;
+    ) -> Result<DecisionAnswer, Refusal> {
+        let act = Act::new(topology, &self.ledger, &self.stop, actor);
+        let moved = act.roll_back(resolved, request.to, end(request)?).await?;
         self.follow_chain(topology, &moved.place).await;
-        Ok((DecisionAnswer::of(moved.decision), resolved))
+        Ok(DecisionAnswer::of(moved.decision))
     }
 
     /// Asks for looks by the routes that read what a rollback has moved.
@@ -284,10 +271,7 @@ impl Decider {
 
 /// What is looked at because of a decision.
 fn scope(topology: &Topology, resolved: &Resolved) -> Scope {
-    let keeps_names = |name: &Arc<str>| {
-        let route = topology.route(name);
-        route.is_some_and(|route| route.to.iter().all(|to| to.naming().keeps()))
-    };
+    let keeps_names = |name: &Arc<str>| topology.route(name).is_some_and(Route::keeps_names);
     let tag = resolved.target.tag();
     let tag = tag.filter(|_| resolved.routes.iter().all(keeps_names));
     Scope {

@@ -4,7 +4,6 @@ use super::{Act, Way};
 use crate::clock;
 use crate::commands::complete::Holders;
 use crate::commands::one_tag::OneTag;
-use crate::commands::rollback::Rollback;
 use crate::commands::undecided::Undecided;
 use crate::decision::{InForce, Numbered};
 use crate::fault::Fault;
@@ -16,26 +15,15 @@ const MOST_LISTED: usize = 5;
 /// Digests that are looked at for that list.
 const MOST_ASKED: usize = 10;
 
-impl Act<'_> {
-    /// An earlier rollback of the same tag that has moved it, although nothing told so: its process
-    /// was killed, or the answer was lost. A repetition finds it and goes no further back.
-    pub(super) async fn done(
-        &self,
-        rollback: &Rollback,
-        tag: &OneTag,
-        production: Digest,
-        in_force: &InForce,
-    ) -> Result<Option<Numbered>, Fault> {
-        let unfinished = self.unfinished(tag, in_force).await?;
-        let is_meant = |one: &&Numbered| {
-            let is_goal = rollback.to.is_none_or(|to| to == production);
-            is_goal && one.decision.digest == Some(production)
-        };
-        Ok(unfinished.filter(is_meant).cloned())
-    }
+/// Whether an earlier rollback has moved its tag as this one is to, although nothing told so: its
+/// process was killed, or the answer was lost. A repetition goes no further back.
+pub(super) fn is_done_by(earlier: &Numbered, to: Option<Digest>, production: Digest) -> bool {
+    earlier.decision.digest == Some(production) && to.is_none_or(|to| to == production)
+}
 
+impl Act<'_> {
     /// The newest rollback of a tag, where the ledger does not show that it has moved the tag.
-    async fn unfinished<'f>(
+    pub(super) async fn unfinished<'f>(
         &self,
         tag: &OneTag,
         in_force: &'f InForce,
@@ -60,12 +48,7 @@ impl Act<'_> {
     ) -> Result<Digest, Undecided> {
         let earlier = self.ledger.digests_of(&tag.place).await?;
         let shown = tag.shown();
-        let unfinished = self.unfinished(tag, in_force).await?;
-        let unfinished = unfinished.filter(|one| one.decision.replaces == Some(production));
         let Some(to) = to else {
-            if let Some(goal) = unfinished.and_then(|one| one.decision.digest) {
-                return Ok(goal);
-            }
             let now = clock::now();
             let is_meant = |digest: &Digest| {
                 *digest != production && in_force.kept_out(&tag.place, digest, now).is_none()

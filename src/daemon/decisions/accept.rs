@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use super::Decider;
-use super::checks::{check, end, is_as_named, may};
+use super::checks::{end, is_as_named};
 use crate::admin::{DecisionAnswer, DecisionRequest, Refusal};
 use crate::clock;
-use crate::commands::resolve::{Resolved, resolve};
+use crate::commands::resolve::Resolved;
 use crate::commands::{OneTag, Undecided};
-use crate::decision::{Candidate, Decision, Kind, Principal, Target, Verdict};
+use crate::decision::{Candidate, Decision, Kind, Verdict};
 use crate::endpoint::Source as _;
 use crate::job::{Actor, Outcome};
 use crate::ledger::Agreement;
@@ -21,13 +21,9 @@ impl Decider {
         &self,
         topology: &Topology,
         request: &DecisionRequest,
-        target: Target,
-        principal: &Principal,
+        resolved: &Resolved,
         actor: Actor,
-    ) -> Result<(DecisionAnswer, Resolved), Refusal> {
-        let resolved = resolve(target, topology)?;
-        may(principal, Kind::Accept.right(), &resolved.routes)?;
-        check(request, &resolved.target)?;
+    ) -> Result<DecisionAnswer, Refusal> {
         let decision = Decision {
             until: end(request)?,
             ..Decision::about(&resolved.target, actor)
@@ -35,7 +31,7 @@ impl Decider {
         if request.all {
             return self.accept_all(topology, decision, resolved).await;
         }
-        let tag = OneTag::of(&resolved, topology, &self.ledger).await?;
+        let tag = OneTag::of(resolved, topology, &self.ledger).await?;
         let production = tag.production(topology, &self.stop).await?;
         let staging = tag.promoted(topology, &self.stop).await?;
         is_as_named("staging", request.digest, Some(staging))?;
@@ -60,11 +56,10 @@ impl Decider {
             let why = "both sides name the digest";
             self.ledger.end_decisions(ids, why, facts).await?;
         }
-        let answer = DecisionAnswer {
+        Ok(DecisionAnswer {
             held_by,
             ..DecisionAnswer::of(recorded.decision)
-        };
-        Ok((answer, resolved))
+        })
     }
 
     /// What holds a tag that is accepted. What is denied is not accepted.
@@ -95,20 +90,19 @@ impl Decider {
         &self,
         topology: &Topology,
         decision: Decision,
-        resolved: Resolved,
-    ) -> Result<(DecisionAnswer, Resolved), Refusal> {
+        resolved: &Resolved,
+    ) -> Result<DecisionAnswer, Refusal> {
         let decision = Decision {
             all: true,
             ..decision
         };
-        let tags = self.existing(&resolved).await?;
+        let tags = self.existing(resolved).await?;
         let facts = (*topology.facts).clone();
         let recorded = self.ledger.decide(Kind::Accept, decision, facts).await?;
-        let answer = DecisionAnswer {
+        Ok(DecisionAnswer {
             tags: Some(tags),
             ..DecisionAnswer::of(recorded.decision)
-        };
-        Ok((answer, resolved))
+        })
     }
 
     /// How many tags of the routes are existing by their last report. Without one there is nothing

@@ -1,15 +1,15 @@
-//! Approve: a principal agrees that a tag goes to the digest that staging names, or passes gates that
-//! are not met.
+//! Approve: a principal agrees that a tag goes to the digest that staging names, or passes gates
+//! that are not met.
 
 use jiff::{SignedDuration, Timestamp};
 
 use super::Decider;
-use super::checks::{check, end, is_as_named, may};
+use super::checks::{end, is_as_named};
 use crate::admin::{DecisionAnswer, DecisionRequest, Refusal};
 use crate::clock;
 use crate::commands::OneTag;
-use crate::commands::resolve::{Resolved, resolve};
-use crate::decision::{Decision, Kind, Principal, Right, Target};
+use crate::commands::resolve::Resolved;
+use crate::decision::{Decision, Kind};
 use crate::job::{Actor, GateKind};
 use crate::look::topology::Topology;
 
@@ -22,18 +22,11 @@ impl Decider {
         &self,
         topology: &Topology,
         request: &DecisionRequest,
-        target: Target,
-        principal: &Principal,
+        resolved: &Resolved,
         actor: Actor,
-    ) -> Result<(DecisionAnswer, Resolved), Refusal> {
-        let resolved = resolve(target, topology)?;
-        may(principal, Kind::Approve.right(), &resolved.routes)?;
-        if !request.despite.is_empty() {
-            may(principal, Some(Right::Override), &resolved.routes)?;
-        }
-        check(request, &resolved.target)?;
+    ) -> Result<DecisionAnswer, Refusal> {
         let until = until(request)?;
-        let tag = OneTag::of(&resolved, topology, &self.ledger).await?;
+        let tag = OneTag::of(resolved, topology, &self.ledger).await?;
         let staging = tag.promoted(topology, &self.stop).await?;
         let production = tag.found(topology, &self.stop).await?;
         is_as_named("staging", request.digest, Some(staging))?;
@@ -47,7 +40,7 @@ impl Decider {
         };
         let facts = (*topology.facts).clone();
         let recorded = self.ledger.decide(Kind::Approve, decision, facts).await?;
-        Ok((DecisionAnswer::of(recorded.decision), resolved))
+        Ok(DecisionAnswer::of(recorded.decision))
     }
 }
 

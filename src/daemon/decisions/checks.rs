@@ -8,7 +8,9 @@ use jiff::Timestamp;
 use crate::admin::{DecisionRequest, Refusal};
 use crate::clock;
 use crate::commands::Undecided;
+use crate::commands::resolve::{Resolved, resolve};
 use crate::decision::{Kind, Principal, Right, Target, until};
+use crate::look::topology::Topology;
 use crate::oci::Digest;
 
 /// Whether a principal has a right over what covers these routes.
@@ -38,6 +40,23 @@ pub(super) fn may(
     Ok(())
 }
 
+/// What the target of a decision means, where the principal may decide on that and nothing is
+/// missing.
+pub(super) fn permitted(
+    topology: &Topology,
+    request: &DecisionRequest,
+    target: Target,
+    principal: &Principal,
+) -> Result<Resolved, Refusal> {
+    let resolved = resolve(target, topology)?;
+    may(principal, request.kind.right(), &resolved.routes)?;
+    if !request.despite.is_empty() {
+        may(principal, Some(Right::Override), &resolved.routes)?;
+    }
+    check(request, &resolved.target)?;
+    Ok(resolved)
+}
+
 /// Refuses what a kind of decision does not have.
 pub(super) fn fits(request: &DecisionRequest) -> Result<(), Refusal> {
     let is_accept = request.kind == Kind::Accept;
@@ -60,7 +79,7 @@ pub(super) fn fits(request: &DecisionRequest) -> Result<(), Refusal> {
 }
 
 /// What a kind of decision needs.
-pub(super) fn check(request: &DecisionRequest, target: &Target) -> Result<(), Refusal> {
+fn check(request: &DecisionRequest, target: &Target) -> Result<(), Refusal> {
     if request.kind == Kind::Deny && target.digest().is_none() {
         let text = "a denial is of a digest: the `sha256:…` of a manifest, a config or a layer";
         return Err(Refusal::bad_request(text));
