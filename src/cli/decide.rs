@@ -34,9 +34,8 @@ pub(super) struct Hold {
     /// route:NAME, or sha256:…; absent: everything
     #[arg(value_name = "TARGET", default_value = "", hide_default_value = true)]
     target: String,
-    /// When it ends by itself: a time (RFC 3339) or a duration
-    #[arg(long, value_name = "TIME")]
-    until: Option<String>,
+    #[command(flatten)]
+    end: End,
     #[command(flatten)]
     common: Common,
 }
@@ -53,9 +52,8 @@ pub(super) struct Deny {
     /// The digest
     #[arg(value_name = "DIGEST")]
     digest: Digest,
-    /// When it ends by itself: a time (RFC 3339) or a duration
-    #[arg(long, value_name = "TIME")]
-    until: Option<String>,
+    #[command(flatten)]
+    end: End,
     #[command(flatten)]
     common: Common,
 }
@@ -81,6 +79,13 @@ pub(super) struct Release {
 }
 
 #[derive(Debug, Args)]
+pub(super) struct End {
+    /// When it ends by itself: a time (RFC 3339) or a duration
+    #[arg(long, value_name = "TIME")]
+    pub(super) until: Option<String>,
+}
+
+#[derive(Debug, Args)]
 pub(super) struct Common {
     #[command(flatten)]
     said: Said,
@@ -99,8 +104,8 @@ impl Hold {
             kind: Kind::Hold,
             target: self.target.clone(),
             id: None,
-            until: self.until.clone(),
-            remarks: self.common.said.remarks(),
+            until: self.end.until.clone(),
+            remarks: self.common.remarks(),
         };
         self.common.order(request, arguments, lines).await
     }
@@ -112,18 +117,12 @@ impl Deny {
         arguments: &Arguments,
         lines: &mut Lines,
     ) -> Result<u8, Failure> {
-        let remarks = self.common.said.remarks();
-        if remarks.reason.is_none() {
-            return Err(Failure::usage(
-                "a denial needs a reason: give --reason TEXT",
-            ));
-        }
         let request = Decide {
             kind: Kind::Deny,
             target: self.digest.to_string(),
             id: None,
-            until: self.until.clone(),
-            remarks,
+            until: self.end.until.clone(),
+            remarks: self.common.remarks_for(Kind::Deny)?,
         };
         self.common.order(request, arguments, lines).await
     }
@@ -142,7 +141,7 @@ impl Release {
             target: target.into(),
             id,
             until: None,
-            remarks: self.common.said.remarks(),
+            remarks: self.common.remarks(),
         };
         self.common.order(request, arguments, lines).await
     }
@@ -154,20 +153,25 @@ impl Common {
         self.said.remarks()
     }
 
-    /// A decision about one tag.
-    pub(super) fn request(&self, kind: Kind, target: &str) -> Result<DecisionRequest, Failure> {
-        let remarks = self.said.remarks();
+    /// The same, with the reason that a kind of decision needs.
+    fn remarks_for(&self, kind: Kind) -> Result<Remarks, Failure> {
+        let remarks = self.remarks();
         if kind.needs_reason() && remarks.reason.is_none() {
             return Err(Failure::usage(format_args!(
                 "`{kind}` needs a reason: give --reason TEXT"
             )));
         }
+        Ok(remarks)
+    }
+
+    /// A decision about one tag.
+    pub(super) fn request(&self, kind: Kind, target: &str) -> Result<DecisionRequest, Failure> {
         Ok(request(&Decide {
             kind,
             target: target.into(),
             id: None,
             until: None,
-            remarks,
+            remarks: self.remarks_for(kind)?,
         }))
     }
 

@@ -5,7 +5,7 @@ use std::pin::pin;
 use clap::Args;
 use tokio_util::sync::CancellationToken;
 
-use super::decide::Common;
+use super::decide::{Common, End};
 use super::lines::Lines;
 use super::pass::Signals;
 use super::socket::not_running;
@@ -33,20 +33,25 @@ pub(super) struct Approve {
     /// The destination tag: [REGISTRY/]REPOSITORY:TAG
     #[arg(value_name = "TARGET")]
     target: String,
+    #[command(flatten)]
+    named: NamedDigests,
+    /// Gates that are passed although they are not met
+    #[arg(long, value_name = "GATES", value_delimiter = ',', value_parser = gate)]
+    despite: Vec<GateKind>,
+    #[command(flatten)]
+    end: End,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Debug, Args)]
+struct NamedDigests {
     /// What staging names; another digest is refused
     #[arg(long, value_name = "DIGEST")]
     digest: Option<Digest>,
     /// What production names; another digest is refused
     #[arg(long, value_name = "DIGEST")]
     replaces: Option<Digest>,
-    /// Gates that are passed although they are not met
-    #[arg(long, value_name = "GATES", value_delimiter = ',', value_parser = gate)]
-    despite: Vec<GateKind>,
-    /// When it ends by itself: a time (RFC 3339) or a duration
-    #[arg(long, value_name = "TIME")]
-    until: Option<String>,
-    #[command(flatten)]
-    common: Common,
 }
 
 /// Accept: staging's digest is named once, over what production names
@@ -69,15 +74,10 @@ pub(super) struct Accept {
     /// All tags of the route that were reported as existing
     #[arg(long, conflicts_with_all = ["digest", "replaces"])]
     all: bool,
-    /// When it ends by itself: a time (RFC 3339) or a duration
-    #[arg(long, value_name = "TIME")]
-    until: Option<String>,
-    /// What staging names; another digest is refused
-    #[arg(long, value_name = "DIGEST")]
-    digest: Option<Digest>,
-    /// What production names; another digest is refused
-    #[arg(long, value_name = "DIGEST")]
-    replaces: Option<Digest>,
+    #[command(flatten)]
+    end: End,
+    #[command(flatten)]
+    named: NamedDigests,
     #[command(flatten)]
     common: Common,
 }
@@ -129,10 +129,10 @@ impl Approve {
             ));
         }
         let request = DecisionRequest {
-            digest: self.digest,
-            replaces: self.replaces,
+            digest: self.named.digest,
+            replaces: self.named.replaces,
             despite: self.despite.clone(),
-            until: self.until.clone(),
+            until: self.end.until.clone(),
             ..self.common.request(Kind::Approve, &self.target)?
         };
         self.common
@@ -148,10 +148,10 @@ impl Accept {
         lines: &mut Lines,
     ) -> Result<u8, Failure> {
         let request = DecisionRequest {
-            digest: self.digest,
-            replaces: self.replaces,
+            digest: self.named.digest,
+            replaces: self.named.replaces,
             all: self.all,
-            until: self.until.clone(),
+            until: self.end.until.clone(),
             ..self.common.request(Kind::Accept, &self.target)?
         };
         let Some(answer) = self.common.ask_daemon(&request, arguments).await? else {
