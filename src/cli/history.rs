@@ -86,7 +86,7 @@ impl History {
         if self.json {
             rows.iter().for_each(|row| lines.json_line(row));
         } else if self.csv {
-            lines.write(&csv(&rows)?);
+            lines.write(&comma_separated(&rows)?);
         } else if rows.is_empty() {
             lines.line(match &self.repository {
                 Some(named) => format!("no history of {named}"),
@@ -234,7 +234,7 @@ fn page(rows: &[Row], width: Option<usize>, zone: &TimeZone) -> String {
 }
 
 /// The names of the fields, and a record for each row, as RFC 4180 describes them.
-fn csv(rows: &[Row]) -> Result<Vec<u8>, Failure> {
+fn comma_separated(rows: &[Row]) -> Result<Vec<u8>, Failure> {
     let mut writer = csv::Writer::from_writer(Vec::new());
     writer
         .write_record(CSV_FIELDS)
@@ -266,13 +266,13 @@ const CSV_FIELDS: [&str; 12] = [
 
 fn record(row: &Row) -> [String; 12] {
     let job = row.settled();
-    let [result, destination, _, cause, why] = cells(row);
+    let [result, destination, _, _, why] = cells(row);
     let digest = |digest: Option<Digest>| digest.map(|digest| digest.to_string());
     let named = match &row.content {
         Content::Decision(_, decision) => decision.digest,
         _ => job.and_then(|job| job.digest),
     };
-    let (cause, actor) = cause.split_once(" by ").unwrap_or((&cause, ""));
+    let (cause, actor) = cause_and_actor(row);
     [
         row.id.to_string(),
         row.at.to_string(),
@@ -282,8 +282,8 @@ fn record(row: &Row) -> [String; 12] {
         destination,
         digest(named).unwrap_or_default(),
         digest(job.and_then(|job| job.previous_digest)).unwrap_or_default(),
-        cause.to_owned(),
-        actor.to_owned(),
+        cause,
+        actor.to_string(),
         row.run_id.clone(),
         why,
     ]
@@ -291,16 +291,33 @@ fn record(row: &Row) -> [String; 12] {
 
 /// Result, destination, digests, cause and reason of a row.
 fn cells(row: &Row) -> [String; 5] {
-    match &row.content {
+    let [result, destination, digests, why] = match &row.content {
         Content::Outcome(job) => of_job(job),
         Content::Reload(reload) => of_reload(reload, &row.config_hash),
-        Content::Decision(kind, decision) => of_decision(row.id, *kind, decision),
+        Content::Decision(kind, decision) => of_decision(*kind, decision),
         Content::RefusedDecision(refused) => of_refused(refused),
+    };
+    let (cause, actor) = cause_and_actor(row);
+    [
+        result,
+        destination,
+        digests,
+        format!("{cause} by {actor}"),
+        why,
+    ]
+}
+
+fn cause_and_actor(row: &Row) -> (String, &Actor) {
+    match &row.content {
+        Content::Outcome(job) => (job.cause.to_string(), &job.actor),
+        Content::Reload(reload) => ("reload".into(), &reload.actor),
+        Content::Decision(_, decision) => (format!("decision {}", row.id), &decision.actor),
+        Content::RefusedDecision(refused) => ("decision".into(), &refused.actor),
     }
 }
 
-/// The cells behind the time, of what came of a job.
-fn of_job(job: &Settled) -> [String; 5] {
+/// The cells of what came of a job, without the cause.
+fn of_job(job: &Settled) -> [String; 4] {
     let error = job.error.iter().map(|error| error.text.clone());
     let reasons = job.reasons.iter().cloned();
     let why = error.chain(reasons).chain(said(&job.actor, job.expired));
@@ -308,13 +325,12 @@ fn of_job(job: &Settled) -> [String; 5] {
         job.result.name().replace('_', " "),
         job.destination.clone(),
         digests(job),
-        format!("{} by {}", job.cause, job.actor),
         why.collect::<Vec<_>>().join("; "),
     ]
 }
 
 /// The same of a reading of the config.
-fn of_reload(reload: &Reload, in_force: &str) -> [String; 5] {
+fn of_reload(reload: &Reload, in_force: &str) -> [String; 4] {
     let result = if reload.accepted {
         "config read"
     } else {
@@ -327,13 +343,12 @@ fn of_reload(reload: &Reload, in_force: &str) -> [String; 5] {
         result.into(),
         String::new(),
         String::new(),
-        format!("reload by {}", reload.actor),
         why.collect::<Vec<_>>().join("; "),
     ]
 }
 
 /// The same of a decision.
-fn of_decision(id: u64, kind: Kind, decision: &Decision) -> [String; 5] {
+fn of_decision(kind: Kind, decision: &Decision) -> [String; 4] {
     let ends = decision.ends.iter().map(|id| format!("ends decision {id}"));
     let until = decision.until.map(|until| format!("until {until}"));
     let why = ends.chain(until).chain(said(&decision.actor, false));
@@ -342,13 +357,12 @@ fn of_decision(id: u64, kind: Kind, decision: &Decision) -> [String; 5] {
         kind.to_string(),
         decision.shown_target().to_owned(),
         digest,
-        format!("decision {id} by {}", decision.actor),
         why.collect::<Vec<_>>().join("; "),
     ]
 }
 
 /// The same of a decision that was refused.
-fn of_refused(refused: &RefusedDecision) -> [String; 5] {
+fn of_refused(refused: &RefusedDecision) -> [String; 4] {
     let why = [refused.text.clone()]
         .into_iter()
         .chain(said(&refused.actor, false));
@@ -356,7 +370,6 @@ fn of_refused(refused: &RefusedDecision) -> [String; 5] {
         format!("{} refused", refused.decision),
         refused.target.clone(),
         String::new(),
-        format!("decision by {}", refused.actor),
         why.collect::<Vec<_>>().join("; "),
     ]
 }
