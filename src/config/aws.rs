@@ -3,6 +3,7 @@
 use url::Url;
 
 use super::section::{Item, optional};
+use super::units::is_made_of;
 use crate::aws::Identity;
 use crate::fault::clip;
 
@@ -53,10 +54,7 @@ pub(super) fn region(text: &str) -> Result<String, String> {
 
 /// The name of a role's session, as the audit trail shows it.
 fn session_name(text: &str) -> Result<String, String> {
-    let valid = (2..=64).contains(&text.len())
-        && text
-            .chars()
-            .all(|c| c.is_ascii_alphanumeric() || "_+=,.@-".contains(c));
+    let valid = (2..=64).contains(&text.len()) && is_made_of(text, "_+=,.@-");
     let wrong = || {
         format!(
             "\"{}\" is not the name of a session (2 to 64 letters, digits and _ + = , . @ -)",

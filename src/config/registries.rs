@@ -11,6 +11,7 @@ use super::aws::{IdentityKeys, account, arn, endpoint, region};
 use super::limits::{Limits, limits};
 use super::problem::hint;
 use super::section::{Item, Section, optional};
+use super::units::is_made_of;
 use crate::ecr;
 use crate::endpoint::Origin;
 use crate::fault::clip;
@@ -119,9 +120,7 @@ pub(super) fn read(item: Item<'_>) -> Read {
 pub(super) fn is_name(name: &str) -> bool {
     name.len() <= 64
         && name.starts_with(|first: char| first.is_ascii_alphanumeric())
-        && name
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-'))
+        && is_made_of(name, "_.-")
 }
 
 /// Keys that only a registry over HTTP has.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::gates;
 use super::problem::hint;
 use super::section::{Item, Section};
+use super::units::is_made_of;
 use crate::ecr;
 use crate::endpoint::Origin;
 use crate::fault::clip;
@@ -194,10 +195,7 @@ fn template(item: &Item<'_>) -> Option<ecr::Template> {
 }
 
 fn exemption(text: &str) -> Result<String, String> {
-    let valid = (1..=128).contains(&text.len())
-        && text
-            .chars()
-            .all(|c| c.is_ascii_alphanumeric() || "._*-".contains(c));
+    let valid = (1..=128).contains(&text.len()) && is_made_of(text, "._*-");
     let wrong = || {
         format!(
             "\"{}\" is no wildcard of ECR (letters, digits and . _ * -)",

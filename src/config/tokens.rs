@@ -5,6 +5,7 @@ use std::sync::Arc;
 use secrecy::{ExposeSecret as _, SecretString};
 
 use super::section::{Item, Section};
+use super::units::is_made_of;
 use crate::decision::{NamePattern, Principal, Right, Rights, Token};
 use crate::fault::clip;
 
@@ -52,10 +53,7 @@ pub(super) fn read(item: &Item<'_>) -> Option<Vec<Token>> {
 }
 
 fn is_name(name: &str) -> bool {
-    (1..=LONGEST_NAME).contains(&name.len())
-        && name
-            .chars()
-            .all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
+    (1..=LONGEST_NAME).contains(&name.len()) && is_made_of(name, "._-")
 }
 
 fn token(name: &str, item: &Item<'_>) -> Option<Token> {

@@ -6,6 +6,12 @@ use jiff::SignedDuration;
 
 use crate::fault::clip;
 
+/// Whether a text has ASCII letters, digits and these marks alone.
+pub(super) fn is_made_of(text: &str, marks: &str) -> bool {
+    text.chars()
+        .all(|c| c.is_ascii_alphanumeric() || marks.contains(c))
+}
+
 /// `30s`, `5m`, `1h 30m`, `250ms`.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
     let parsed = text
