@@ -2,11 +2,11 @@
 //! that Prometheus reads.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::process::Command;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::docs::{read, rows};
+use crate::support::prometheus::assert_read;
 
 /// What Prometheus adds to each series.
 const TARGET_LABELS: [&str; 2] = ["instance", "job"];
@@ -121,23 +121,7 @@ fn the_dashboard_asks_for_metrics_and_labels_that_exist() {
 
 #[test]
 fn prometheus_reads_every_query_of_the_dashboard() {
-    let rules: Vec<Value> = queries(&dashboard())
-        .into_iter()
-        .map(|query| json!({"record": "job:query", "expr": query}))
-        .collect();
-    let file = tempfile::NamedTempFile::new().expect("a scratch file");
-    let groups = json!({"groups": [{"name": "dashboard", "rules": rules}]});
-    std::fs::write(&file, groups.to_string()).expect("a file");
-    let output = Command::new("promtool")
-        .args(["check", "rules", "--lint=none"])
-        .arg(file.path())
-        .output()
-        .expect("promtool is installed");
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert_read(&queries(&dashboard()));
 }
 
 #[test]

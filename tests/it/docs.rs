@@ -9,6 +9,8 @@ use std::process::{Command, Output};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::support::prometheus::assert_read;
+
 const METRICS: &str = include_str!("metrics.txt");
 
 /// A page, by its path from the top of the repository.
@@ -455,23 +457,7 @@ fn queries_can_be_copied_as_they_stand() {
         .flat_map(|block| block.text.lines().map(str::to_owned).collect::<Vec<_>>())
         .collect();
     assert!(queries.len() >= 7, "{queries:?}");
-    let rules: Vec<Value> = queries
-        .iter()
-        .map(|query| serde_json::json!({"record": "job:query", "expr": query}))
-        .collect();
-    let file = tempfile::NamedTempFile::new().expect("a scratch file");
-    let groups = serde_json::json!({"groups": [{"name": "queries", "rules": rules}]});
-    std::fs::write(&file, groups.to_string()).expect("a file");
-    let output = Command::new("promtool")
-        .args(["check", "rules", "--lint=none"])
-        .arg(file.path())
-        .output()
-        .expect("promtool");
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert_read(&queries);
 }
 
 #[test]

@@ -11,6 +11,7 @@ mod wrong;
 
 use serde_json::{Value, json};
 
+use crate::support::scripted::Answer;
 use crate::support::*;
 
 const SPDX: &str = "application/spdx+json";
@@ -233,4 +234,14 @@ async fn unchanged_tags_cost_no_more_requests_with_gates_than_without() {
         requests.push(stage.source.log().len() + stage.target.log().len());
     }
     assert_eq!(requests[0], requests[1]);
+}
+
+/// The registry answers the first attempt to write a tag with a wait of three seconds.
+fn asks_for_time_before(registry: &Scripted, tag: &'static str) {
+    registry.on(move |asked| match (asked.kind, asked.reference()) {
+        (Kind::ManifestPut, named) if named == tag && asked.nth_here == 1 => {
+            Answer::Reply(Reply::status(429).header("retry-after", "3"))
+        }
+        _ => Answer::Pass,
+    });
 }

@@ -10,8 +10,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use serde_json::{Value, json};
 
-use super::{attach, verdicts};
-use crate::support::scripted::Answer;
+use super::{asks_for_time_before, attach, verdicts};
 use crate::support::*;
 
 /// A program that notes its questions and answers by what a file says: an exit code for each phase.
@@ -245,12 +244,7 @@ async fn a_gate_that_a_reload_replaces_is_asked_by_a_job_that_waits_for_its_writ
             pair.route("app", json!({"gates": gates}))
         };
         let ferry = Ferry::new(&config(before));
-        production.on(|asked| match (asked.kind, asked.reference()) {
-            (Kind::ManifestPut, "v1") if asked.nth_here == 1 => {
-                Answer::Reply(Reply::status(429).header("retry-after", "3"))
-            }
-            _ => Answer::Pass,
-        });
+        asks_for_time_before(&production, "v1");
         staging.push("app", "v1", &Image::oci(1, &[100]));
         let daemon = ferry.start().await;
         production.seen(Kind::ManifestPut, 1).await;

@@ -2,9 +2,8 @@
 
 use serde_json::{Value, json};
 
-use super::verdicts;
+use super::{asks_for_time_before, verdicts};
 use crate::support::daemon::end_of;
-use crate::support::scripted::Answer;
 use crate::support::*;
 
 const CLOSED: &str = "2000-01-01/2999-12-31";
@@ -28,12 +27,7 @@ async fn a_copy_that_waits_for_its_write_goes_by_the_rules_in_force() {
             pair.route(repository, route)
         };
         let ferry = Ferry::new(&config("app", json!({})));
-        production.on(|asked| match (asked.kind, asked.reference()) {
-            (Kind::ManifestPut, "v1") if asked.nth_here == 1 => {
-                Answer::Reply(Reply::status(429).header("retry-after", "3"))
-            }
-            _ => Answer::Pass,
-        });
+        asks_for_time_before(&production, "v1");
         staging.push("app", "v1", &Image::oci(1, &[100]));
         let daemon = ferry.start_ready().await;
         let [from, to] = [&staging, &production].map(|one| format!("{}/app:v1", one.host()));

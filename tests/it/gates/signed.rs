@@ -273,7 +273,7 @@ async fn the_index_or_each_of_its_platforms_must_be_signed() {
     assert_eq!(subjects, [platforms[0].digest(), platforms[1].digest()]);
 }
 
-/// An index of an image and of a child whose platform nothing tells.
+/// An index of an image and of a child of an unknown platform.
 fn with_unknown_child(image: &Image, child: &Image) -> Image {
     let mut index = Image::index(&[image.clone(), child.clone()]);
     let root = index.documents.pop().expect("an index has a manifest");

@@ -2,8 +2,8 @@
 
 use std::process::Stdio;
 
-use serde_json::Value;
-use tempfile::TempDir;
+use serde_json::{Value, json};
+use tempfile::{NamedTempFile, TempDir};
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::{Child, Command};
 
@@ -96,4 +96,23 @@ pub async fn lint(exposition: &str) -> String {
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr)
     )
+}
+
+/// Asserts that Prometheus reads queries.
+pub fn assert_read(queries: &[String]) {
+    let rules: Vec<Value> = queries
+        .iter()
+        .map(|query| json!({"record": "job:query", "expr": query}))
+        .collect();
+    let groups = json!({"groups": [{"name": "queries", "rules": rules}]});
+    let file = NamedTempFile::new().expect("a scratch file");
+    std::fs::write(&file, groups.to_string()).expect("a file");
+    let promtool = installed(&["promtool"], "apt-get install prometheus");
+    let output = std::process::Command::new(promtool)
+        .args(["check", "rules", "--lint=none"])
+        .arg(file.path())
+        .output()
+        .expect("promtool runs");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
 }
