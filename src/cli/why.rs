@@ -208,7 +208,7 @@ fn shown(view: &TagView, now: Timestamp) -> String {
         if let Some(reported) = known.reported {
             add(
                 "",
-                format!("{reported} was reported there, and nobody has decided"),
+                format!("{reported} was reported there, and no decision was made"),
             );
         }
     }

@@ -83,7 +83,7 @@ pub(crate) fn resolve(target: Target, topology: &Topology) -> Result<Resolved, U
     }
 }
 
-/// The decisions whose targets mean nothing under a config, in words.
+/// The decisions with a target that means nothing under a config, in words.
 pub(crate) fn idle_decisions<'d>(
     decisions: impl Iterator<Item = &'d Numbered>,
     topology: &Topology,

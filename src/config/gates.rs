@@ -23,7 +23,7 @@ use crate::week::Hours;
 
 /// Longest `min_age`.
 const LONGEST_AGE: Duration = Duration::from_secs(366 * 24 * 3600);
-/// Most people of `approval`.
+/// Most principals of `approval`.
 const MOST_PEOPLE: usize = 20;
 /// Most entries of one list of a gate.
 const MOST: usize = 100;

@@ -348,7 +348,7 @@ struct Gates {
     min_age: Option<String>,
     /// When tags move.
     window: Option<OrOff<OpenWindow>>,
-    /// People who must agree with `approve`.
+    /// How many principals must agree with `approve`.
     approval: Option<OrOff<PeopleWhoAgree>>,
     /// Signers. One signature by any of them is enough.
     signature: Option<OrOff<Signatures>>,
@@ -455,7 +455,7 @@ struct OpenWindow {
 #[derive(JsonSchema)]
 #[schemars(deny_unknown_fields)]
 struct PeopleWhoAgree {
-    /// How many different people: those who are established, without the pusher.
+    /// How many different established principals, without the pusher.
     #[schemars(range(min = 1, max = 20))]
     people: u32,
 }

@@ -287,7 +287,7 @@ impl InForce {
         })
     }
 
-    /// What is to be done about a rollback whose tag still names what it replaces.
+    /// The way out of a rollback, while its tag still names what it replaces.
     pub fn unmoved(&self, place: &TagId, production: &Digest, now: Timestamp) -> Option<String> {
         let is_meant = |one: &&Numbered| {
             one.kind == Kind::Rollback

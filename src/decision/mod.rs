@@ -9,7 +9,8 @@
 //! | rollback | moves a tag back, and keeps what was replaced and what staging names out of it |
 //! | release | ends other decisions |
 //!
-//! A denial comes before a hold and what is kept out; all reasons are shown, and the first decides the result.
+//! A denial comes before a hold and what is kept out; all reasons are shown, and the first decides
+//! the result.
 
 mod approvals;
 mod in_force;
@@ -117,7 +118,8 @@ pub struct Decision {
     /// The destination tag, where the target names one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tag: Option<Tag>,
-    /// The digest that it is about: of an approve and an accept that of staging, of a rollback the one to go back to.
+    /// The digest that it is about: of an approve and an accept that of staging, of a rollback the
+    /// one to go back to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<Digest>,
     /// Of an approve, an accept and a rollback: what production named.

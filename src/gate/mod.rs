@@ -8,7 +8,7 @@
 //! | [`referrers`] | artifact types that are attached to the image | evidence |
 //! | [`min_age`] | how long ago staging was first seen to name the digest | time |
 //! | [`window`] | the hours of the week | time |
-//! | [`approval`] | how many people agree | decisions |
+//! | [`approval`] | how many principals agree | decisions |
 //!
 //! Evidence is judged before anything is carried, since a digest can be pulled without a tag; all
 //! gates are judged again with fresh facts directly before the tag moves. What cannot be evaluated

@@ -23,7 +23,7 @@ pub enum GateKind {
     MinAge,
     /// The hours of the week in which tags move.
     Window,
-    /// People who agree.
+    /// Principals agree.
     Approval,
     /// Signatures of trusted signers.
     Signature,
@@ -62,8 +62,8 @@ impl GateKind {
         }
     }
 
-    /// Whether it judges evidence, without which nothing is carried. The others judge the time, and
-    /// what people decided.
+    /// Whether it judges evidence, without which nothing is carried. The others judge the time
+    /// and approvals.
     pub fn is_evidence(self) -> bool {
         match self {
             GateKind::Referrers
@@ -91,7 +91,7 @@ pub struct Gates {
     pub min_age: Option<Duration>,
     /// When tags move.
     pub window: Option<Window>,
-    /// People who must agree.
+    /// Principals that must agree.
     pub approval: Option<Approval>,
     /// Signers. One signature by any of them is enough.
     pub signature: Vec<Trusted>,
@@ -118,7 +118,7 @@ pub struct Window {
     pub closed: Vec<Dates>,
 }
 
-/// People who must agree.
+/// Principals that must agree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Approval {
     /// So many different principals.

@@ -79,7 +79,8 @@ struct Line<'a> {
 }
 
 impl AuditFile {
-    /// Opens the file, created with its folder when it is missing, and reads its last line. Blocks on the disk.
+    /// Opens the file, created with its folder when it is missing, and reads its last line. Blocks
+    /// on the disk.
     ///
     /// # Errors
     /// When it cannot be read and written.

@@ -517,7 +517,7 @@ impl Ledger {
             .map_err(unreadable)
     }
 
-    /// The jobs whose promotions into the repository of a place named a digest.
+    /// The jobs that promoted a digest into the repository of a place.
     pub async fn named_by(&self, place: &TagId, digest: &Digest) -> Result<Vec<Key>, Fault> {
         let place = place.clone();
         let digest = *digest;

@@ -11,7 +11,7 @@ use crate::oci::{Digest, RepositoryName};
 const MOST: usize = 100;
 
 impl Ledger {
-    /// Records who pushed a digest to a source repository.
+    /// Records the pushers of a digest to a source repository.
     pub async fn note_pushers(
         &self,
         origin: &Origin,

@@ -41,7 +41,7 @@ pub struct LookRequest {
     pub trusts_hints: bool,
     /// When tags were pushed, where a registry told.
     pub pushed: BTreeMap<Tag, Timestamp>,
-    /// The names of those who pushed tags, where a registry told.
+    /// The pushers of tags, where a registry told.
     pub pushers: BTreeMap<Tag, BTreeSet<Remark>>,
     /// Whether a registry may tell before its tags name what was pushed.
     pub may_precede: bool,

@@ -1,4 +1,4 @@
-//! The gates that need no evidence of a registry: the time, and what people decided. Directly before
+//! The gates that need no evidence of a registry: the time, and approvals. Directly before
 //! a tag moves they are judged again, from memory.
 
 use jiff::Timestamp;
@@ -97,7 +97,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             .await
     }
 
-    /// The names of those who pushed the digest, which are recorded first.
+    /// The names of the pushers of the digest, which are recorded first.
     async fn pushers(&self, gates: &Gates, digest: Digest) -> Result<Vec<String>, Fault> {
         if gates.all().all(|gates| gates.approval.is_none()) {
             return Ok(Vec::new());

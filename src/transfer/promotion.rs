@@ -107,8 +107,9 @@ pub(super) struct Counts {
 impl<S: Source, D: Destination> Promotion<'_, S, D> {
     /// Claims the destination tag: a look at one tag may run beside a look at the whole repository.
     /// Taken with the job permit held, so no queued job claims a tag. The look's observation is
-    /// discarded if another job held the tag meanwhile, or is older than such a job's answer. A rollback waits for other rollbacks alone:
-    /// its decision keeps out what a job may be carrying to the tag.
+    /// discarded if another job held the tag meanwhile, or is older than such a job's answer. A
+    /// rollback waits for other rollbacks alone: its decision keeps out what a job may be carrying
+    /// to the tag.
     async fn claim_tag(&self) -> Result<(Claim, Observation), Fault> {
         let place = &self.job.key.destination;
         let (repository, tag) = (place.repository_id(), place.tag.clone());

@@ -47,7 +47,7 @@ impl Judge {
         }
     }
 
-    /// For people.
+    /// The name in reasons.
     fn name(&self) -> &str {
         match self {
             Judge::Command(command) => command.run.first().map_or("", String::as_str),

@@ -186,8 +186,9 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         }))
     }
 
-    /// Ends the rollbacks and approvals of the tag that staging has moved on from. A list that lags and what was
-    /// seen before the decision tell nothing of that, nor does what another source names.
+    /// Ends the rollbacks and approvals of the tag that staging has moved on from. A list that lags
+    /// and what was seen before the decision tell nothing of that, nor does what another source
+    /// names.
     async fn end_outlived(&self, facts: &TagFacts, in_force: &InForce) -> Result<(), Fault> {
         let job = self.job;
         let is_told = facts.source_at.is_some() && !job.explicit && !job.dry_run;

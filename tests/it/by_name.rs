@@ -92,7 +92,7 @@ async fn assert_hotfix_passes(daemon: &Daemon, staging: &Scripted, production: &
     assert_eq!(production.tags("hotfix"), ["h1", "h2"]);
 }
 
-/// Eighty tags whose blobs took 25 s each held all requests to staging: a hotfix waited for them.
+/// Eighty tags with blobs that took 25 s each held all requests to staging: a hotfix waited for them.
 async fn hotfix_beside_slow_reads(keys: Value, at_once: usize) {
     let (staging, production, gate) = stuck_reads(80);
     let ferry = beside_a_hotfix(&staging, &production, &keys);

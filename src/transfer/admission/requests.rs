@@ -6,8 +6,8 @@
 //! - A PUT under a naming permit goes first, then what is asked for by name. The others share by
 //!   weight: a queue (flow and rank) that has sent less for its weight goes first, the oldest
 //!   request of a queue before the younger ones.
-//! - What is asked for by name has room in both windows that nothing else uses: requests whose
-//!   answers take long do not hold it up.
+//! - What is asked for by name has room in both windows that nothing else uses: requests with slow
+//!   answers do not hold it up.
 //! - A class that waits for a time to come holds up no other class.
 //! - A probe asks when a class admits requests, and takes nothing.
 

@@ -9,7 +9,7 @@ use crate::job::Rank;
 use crate::transfer::admission::Wakers;
 
 /// Permits beyond the limit for jobs that are asked for by name, at most as many as the limit: a
-/// repository whose names take long does not hold them up.
+/// repository with slow names does not hold them up.
 pub(super) const NAMED_ABOVE: usize = 4;
 
 /// The pure core: which requests for a naming permit are granted.

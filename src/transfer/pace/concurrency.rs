@@ -4,7 +4,7 @@
 const NAMED: usize = 4;
 
 /// The limits of the config. What is asked for by name has room that nothing else uses, so that a
-/// repository whose answers take long does not hold it up.
+/// repository with slow answers does not hold it up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::transfer) struct Concurrency {
     /// Of every rank.

@@ -58,7 +58,7 @@ impl<B: Repositories> Watch<B> {
         noted
     }
 
-    /// Queues looks at tags whose gates have answered.
+    /// Queues looks at tags after the answers of their gates.
     pub(super) fn answered(&mut self, tags: BTreeSet<Key>) {
         let now = Instant::now();
         for tag in tags {

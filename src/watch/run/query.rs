@@ -63,7 +63,7 @@ fn request(event: &Event, tags: Option<&[Tag]>) -> LookRequest {
     }
 }
 
-/// The name of the one who pushed, by tag.
+/// The pusher of each tag.
 fn pushers(event: &Event, tags: Option<&[Tag]>) -> BTreeMap<Tag, BTreeSet<Remark>> {
     let pusher = event.actor.remarks.claimed_actor.as_ref();
     let is_told = event.pushed.is_some() && tags.is_none();

@@ -6,7 +6,7 @@ use super::rights::{decide, user};
 use super::{Scene, reasons};
 use crate::support::*;
 
-/// A scene with these gates, and tokens of two people and of this user.
+/// A scene with these gates, and tokens of two principals and of this user.
 async fn scene(gates: Value) -> (Scene, Daemon) {
     let scene = Scene::new();
     let file = |name: &str| scene.ferry.file(name, &format!("token of {name}\n"));

@@ -604,7 +604,7 @@ fn what_is_asked_for_by_name_overtakes_a_backfill() {
     });
 }
 
-/// A repository of 80 tags whose blobs came slowly, or whose names took long, held all permits of
+/// A repository of 80 tags with slow blobs, or with slow tag writes, held all permits of
 /// the registries: a hotfix that was asked for by name waited for it.
 #[test]
 fn a_slow_repository_does_not_hold_up_what_is_asked_for_by_name() {

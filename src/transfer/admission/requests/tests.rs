@@ -200,7 +200,7 @@ async fn a_class_that_waits_for_its_time_holds_up_no_other() {
     assert_eq!(requests.runnable(now), 0, "none of them could go");
 }
 
-/// A repository whose answers took 25 s held the whole window: a hotfix waited for them.
+/// A repository with answers after 25 s held the whole window: a hotfix waited for them.
 #[tokio::test(start_paused = true)]
 async fn requests_whose_answers_take_long_leave_room_for_what_is_asked_for_by_name() {
     let now = Instant::now();
