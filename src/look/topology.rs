@@ -13,7 +13,7 @@ use crate::fault::Fault;
 use crate::job::Key;
 use crate::ledger::RunFacts;
 use crate::oci::RepositoryName;
-use crate::route::{Naming, Route, Routes};
+use crate::route::{Naming, Route, Routes, Template};
 use crate::status::metrics::Metrics;
 use crate::transfer::Engine;
 use crate::transfer::retry::RulesInForce;
@@ -203,26 +203,31 @@ impl<B: Repositories> Topology<B> {
         repository: &RepositoryName,
     ) -> Result<Vec<Side<B::Repository>>, Fault> {
         let captures = route.from.captures(repository).unwrap_or_default();
-        route
-            .to
-            .iter()
-            .map(|template| {
-                let name = template
-                    .fill(&captures)
-                    .map_err(|error| Fault::rejected(format!("route {}: {error}", route.name)))?;
-                let source = self.source(route, repository);
-                let there =
-                    self.backend(template.registry())
-                        .destination(name, &route.create, source);
-                let registry = template.registry().clone();
-                let to = template.to_string().into();
-                Ok(Side {
-                    registry,
-                    to,
-                    repository: there,
-                    naming: template.naming().clone(),
-                })
-            })
-            .collect()
+        let sides = route.to.iter().map(|template| {
+            let name = template
+                .fill(&captures)
+                .map_err(|error| Fault::rejected(format!("route {}: {error}", route.name)))?;
+            Ok(self.side(route, template, name, repository))
+        });
+        sides.collect()
+    }
+
+    /// The destination of a source repository by one template.
+    fn side(
+        &self,
+        route: &Route,
+        template: &Template,
+        name: RepositoryName,
+        source: &RepositoryName,
+    ) -> Side<B::Repository> {
+        let registry = template.registry();
+        let source = self.source(route, source);
+        let there = self.backend(registry);
+        Side {
+            registry: registry.clone(),
+            to: template.to_string().into(),
+            repository: there.destination(name, &route.create, source),
+            naming: template.naming().clone(),
+        }
     }
 }

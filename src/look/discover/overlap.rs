@@ -7,10 +7,13 @@ use crate::endpoint::{Origin, Repositories};
 use crate::look::topology::Topology;
 use crate::route::{Route, Template};
 
+/// A route with the shapes of its destinations.
+type Shaped<'a> = (&'a Route, Vec<Shape<'a>>);
+
 /// For each route the registries of wildcard routes, itself or before it, whose sources can share a
 /// destination with it, as far as the templates tell.
 pub(super) fn awaits<B: Repositories>(topology: &Topology<B>) -> Vec<BTreeSet<Arc<str>>> {
-    let routes: Vec<(&Route, Vec<Shape<'_>>)> = topology
+    let routes: Vec<Shaped<'_>> = topology
         .routes
         .0
         .iter()
@@ -28,23 +31,25 @@ pub(super) fn awaits<B: Repositories>(topology: &Topology<B>) -> Vec<BTreeSet<Ar
     routes
         .iter()
         .enumerate()
-        .map(|(position, (route, shapes))| {
-            let mut awaits = BTreeSet::new();
-            if may_meet_itself(route) {
-                awaits.insert(route.from.registry().clone());
-            }
-            for (earlier, theirs) in &routes[..position] {
-                let registry = earlier.from.registry();
-                if !earlier.from.is_literal()
-                    && !awaits.contains(registry)
-                    && Shape::any_meet(shapes, theirs)
-                {
-                    awaits.insert(registry.clone());
-                }
-            }
-            awaits
-        })
+        .map(|(position, shaped)| awaited_by(shaped, &routes[..position]))
         .collect()
+}
+
+fn awaited_by((route, shapes): &Shaped<'_>, earlier: &[Shaped<'_>]) -> BTreeSet<Arc<str>> {
+    let mut awaits = BTreeSet::new();
+    if may_meet_itself(route) {
+        awaits.insert(route.from.registry().clone());
+    }
+    for (earlier, theirs) in earlier {
+        let registry = earlier.from.registry();
+        if !earlier.from.is_literal()
+            && !awaits.contains(registry)
+            && Shape::any_meet(shapes, theirs)
+        {
+            awaits.insert(registry.clone());
+        }
+    }
+    awaits
 }
 
 /// Whether two sources of one route can share a destination: a template leaves a capture unused.
