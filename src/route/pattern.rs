@@ -12,6 +12,10 @@ use crate::oci::RepositoryName;
 
 /// Most wildcards in a pattern, and the highest capture of a template.
 const MOST_CAPTURES: usize = 16;
+/// What `**` captures. Names are ASCII, and what matches no other character is far cheaper to build.
+const DEEP: &str = "[!-~]+";
+/// What `*` captures: no slash.
+const PART: &str = "[!-.0-~]+";
 
 /// Why a text is not a pattern or a template.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -220,8 +224,7 @@ fn wildcards(pattern: &str) -> impl Iterator<Item = &str> {
         .filter(|run| !run.is_empty())
 }
 
-/// The expression of a pattern, and its captures. Names are ASCII, and what matches no other
-/// character is far cheaper to build.
+/// The expression of a pattern, and its captures.
 fn expression(pattern: &str) -> (String, usize) {
     let mut expression = String::from(r"\A");
     let mut captures = 0;
@@ -229,7 +232,8 @@ fn expression(pattern: &str) -> (String, usize) {
     while let Some(at) = rest.find('*') {
         expression.push_str(&regex::escape(&rest[..at]));
         let deep = rest[at..].starts_with("**");
-        expression.push_str(if deep { "([!-~]+)" } else { "([!-.0-~]+)" });
+        let capture = if deep { DEEP } else { PART };
+        expression.push_str(&format!("({capture})"));
         captures += 1;
         rest = &rest[at + 1 + usize::from(deep)..];
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use regex::Regex;
 
-use super::{ParseError, Pattern, Shape, clip, split};
+use super::{DEEP, PART, ParseError, Pattern, Shape, clip, split};
 use crate::oci::reference::ParseError as NameError;
 use crate::oci::{RepositoryName, Tag};
 
@@ -189,8 +189,8 @@ pub(super) fn reach(pieces: &[Piece], from: &Pattern) -> Result<Reach, regex::Er
         .iter()
         .map(|piece| match piece {
             Piece::Text(text) => regex::escape(text),
-            Piece::Capture(number) if from.is_deep(*number) => "[!-~]+".to_owned(),
-            Piece::Capture(_) => "[!-.0-~]+".to_owned(),
+            Piece::Capture(number) if from.is_deep(*number) => DEEP.to_owned(),
+            Piece::Capture(_) => PART.to_owned(),
         })
         .collect();
     let typical = ["x", "x/x", "x/x/x"]
