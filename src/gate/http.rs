@@ -3,9 +3,12 @@
 //!
 //! Redirects are not followed: the token goes to the address of the config alone.
 
+use std::fmt;
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use reqwest::{Client, ClientBuilder, StatusCode, header, redirect};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -21,7 +24,13 @@ use crate::oci::Host;
 /// Largest answer, in bytes.
 const MOST: usize = 64 * 1024;
 
-/// The clients of all such gates, each built when it is first needed.
+/// Asks the services of such gates.
+pub trait Service: fmt::Debug + Send + Sync {
+    /// What the service of a gate says to a question.
+    fn ask<'a>(&'a self, http: &'a Http, question: Vec<u8>) -> BoxFuture<'a, Reply>;
+}
+
+/// Asks over the network. Each client is built when it is first needed.
 #[derive(Debug, Default)]
 pub struct Asker {
     /// Services of this machine are reached without a proxy.
@@ -71,9 +80,14 @@ impl TryFrom<Map<String, Value>> for Answer {
     }
 }
 
+impl Service for Asker {
+    fn ask<'a>(&'a self, http: &'a Http, question: Vec<u8>) -> BoxFuture<'a, Reply> {
+        self.asked(http, question).boxed()
+    }
+}
+
 impl Asker {
-    /// Asks the service of a gate.
-    pub async fn ask(&self, http: &Http, question: Vec<u8>) -> Reply {
+    async fn asked(&self, http: &Http, question: Vec<u8>) -> Reply {
         let host = http.url.host_str().and_then(|host| host.parse().ok());
         let client = match host.is_some_and(|host: Host| host.is_loopback()) {
             true => self.here.get_or_init(|| built(client().no_proxy())),

@@ -79,6 +79,7 @@ use self::verdict::KnownContents;
 use crate::clock;
 use crate::endpoint::{Destination, Origin, Source, Tally};
 use crate::fault::{Class, Fault};
+use crate::gate::http::Service;
 use crate::index::Index;
 use crate::job::{Job, Key, Progress, TagId};
 use crate::ledger::Ledger;
@@ -205,6 +206,14 @@ impl Engine {
     /// The tags to look at again, since a gate has answered after their jobs; waits for the first.
     pub async fn answered(&self) -> BTreeSet<Key> {
         self.questions.answered().await
+    }
+
+    /// The same engine, whose `http` gates are asked by `service`.
+    pub fn with_gate_service(self, service: Arc<dyn Service>) -> Engine {
+        Engine {
+            questions: Questions::asked_by(service),
+            ..self
+        }
     }
 
     /// Sends a request once the limiter allows it, with retries.

@@ -18,7 +18,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout};
 
 use crate::gate;
-use crate::gate::http::Asker;
+use crate::gate::http::{Asker, Service};
 use crate::job::gates::{Command, Http};
 use crate::job::{GateKind, Judgement, Key, NextJudgement};
 use crate::oci::Digest;
@@ -55,13 +55,13 @@ impl Judge {
         }
     }
 
-    async fn answer(&self, asker: &Asker, question: Vec<u8>) -> Judgement {
+    async fn answer(&self, service: &dyn Service, question: Vec<u8>) -> Judgement {
         match self {
             Judge::Command(command) => {
                 let run = gate::command::run(command, &question).await;
                 gate::command::judge(command, &run)
             }
-            Judge::Http(http) => gate::http::judge(http, asker.ask(http, question).await),
+            Judge::Http(http) => gate::http::judge(http, service.ask(http, question).await),
         }
     }
 
@@ -118,14 +118,29 @@ struct State {
 }
 
 /// The questions of all jobs. Cheap to clone.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(super) struct Questions {
     state: Arc<Mutex<State>>,
-    asker: Arc<Asker>,
+    service: Arc<dyn Service>,
     news: Arc<Notify>,
 }
 
+impl Default for Questions {
+    fn default() -> Questions {
+        Questions::asked_by(Arc::<Asker>::default())
+    }
+}
+
 impl Questions {
+    /// No questions yet; those of `http` gates go to `service`.
+    pub(super) fn asked_by(service: Arc<dyn Service>) -> Questions {
+        Questions {
+            state: Arc::default(),
+            service,
+            news: Arc::default(),
+        }
+    }
+
     /// The tags with answers that came after their jobs; waits for the first.
     pub(super) async fn answered(&self) -> BTreeSet<Key> {
         loop {
@@ -195,7 +210,7 @@ impl Questions {
         let turns = state.turns_of(judge);
         let asking = Asking {
             state: Arc::downgrade(&self.state),
-            asker: self.asker.clone(),
+            service: self.service.clone(),
             news: self.news.clone(),
             judge: judge.clone(),
             id,
@@ -272,7 +287,7 @@ impl State {
 /// dropped.
 struct Asking {
     state: Weak<Mutex<State>>,
-    asker: Arc<Asker>,
+    service: Arc<dyn Service>,
     news: Arc<Notify>,
     judge: Judge,
     id: QuestionId,
@@ -288,7 +303,7 @@ impl Asking {
         let Ok(_turn) = turns.acquire().await else {
             return;
         };
-        let judgement = self.judge.answer(&self.asker, question).await;
+        let judgement = self.judge.answer(&*self.service, question).await;
         let Some(state) = self.state.upgrade() else {
             return;
         };

@@ -77,6 +77,7 @@ impl Stage {
                 name: registry.name().clone(),
                 current_lists,
                 takes_artifacts,
+                is_steady: false,
             });
         }
         let registries = [self.staging.clone(), self.production.clone()];
@@ -94,6 +95,7 @@ impl Stage {
                 registries,
                 routes,
                 trace,
+                gate_service: None,
             },
         ));
     }
@@ -272,6 +274,7 @@ fn rules(app: &str, staging: &str, production: &str) -> Rules {
         existing: Existing::Keep,
         drift: Drift::Keep,
         wild: false,
+        gates: Default::default(),
     }
 }
 

@@ -10,10 +10,13 @@
 //!
 //! A seed that fails prints its story and the command that repeats it. With `SIMULATE_ALL` the
 //! others are played all the same, and a table says how often each promise was broken. With
-//! `SIMULATE_TAG` the story is that of another tag than the one that it ends with.
+//! `SIMULATE_TAG` the story is that of another tag than the one that it ends with, and with
+//! `SIMULATE_BLOB` it tells of the uploads of a digest that begins so. `SIMULATE_LINES` says how long
+//! a story may be.
 
 mod chance;
 mod found;
+mod guards;
 mod notices;
 mod oracle;
 mod people;
@@ -61,7 +64,13 @@ const ONCE_FAILED: &[u64] = &[
     700371,          // The oracle did not count what a list showed to be equal.
     700355, // A conflict that began after the look did counted as one that it could have noticed.
     179603070386699, // The oracle took what a moving tag was said to name for proven.
-    801165, // A tag came back to an image that had been signed again meanwhile.
+    // A push that never showed was looked for without end, and sent what had been refused each time.
+    2000577,
+    2000975,
+    2001129,
+    2001200, // A job went by its own older answer of staging, though a manifest was read since.
+    2001676, // The oracle did not know that a killed process may have announced a name.
+    801165,  // A tag came back to an image that had been signed again meanwhile.
 ];
 /// The seeds of a usual run.
 const SEEDS: Range<u64> = 1000..1500;

@@ -12,6 +12,10 @@ use std::time::Duration;
 use blobferry::job::{Drift, Existing, Outcome};
 use blobferry::oci::Digest;
 
+mod guards;
+
+use guards::{Guards, Ordered};
+
 use super::trace::{About, Answer, By, Call, Entry, Event, Operation, Place, Rules};
 
 /// A tag is named by an answer of production that is at most so old.
@@ -27,6 +31,8 @@ const LATELY: Duration = Duration::from_secs(5);
 /// What was so for this time could have been noticed.
 const NOTICED: Duration = Duration::from_secs(30);
 
+/// For so long a push is looked for whose tag does not show.
+const PUSH_SHOWS: Duration = Duration::from_secs(15);
 /// A blob is refused for good at most so often in a calm time of less than two hours.
 const REFUSED: usize = 4;
 
@@ -87,6 +93,14 @@ struct Oracle {
     plain: BTreeSet<Arc<str>>,
     calm: Option<Duration>,
     uploads: BTreeMap<(Repository, Digest), Uploads>,
+    /// How often a repository has forgotten what no tag needs.
+    collected: BTreeMap<Repository, usize>,
+    guards: Guards,
+    /// When a process was told of a push: then what was refused is tried again.
+    notices: Vec<Duration>,
+    kills: usize,
+    /// A registry is sick, or fails at random.
+    has_trouble: bool,
     findings: Vec<Finding>,
 }
 
@@ -172,6 +186,8 @@ impl Known {
 struct Uploads {
     /// Refusals that another try does not mend, with their times.
     refused: Vec<Duration>,
+    /// How often it was accepted as a whole.
+    accepted: usize,
 }
 
 impl Uploads {
@@ -248,7 +264,9 @@ impl Oracle {
                 name,
                 current_lists,
                 takes_artifacts,
+                is_steady,
             } => {
+                self.has_trouble |= !is_steady;
                 self.current_lists.insert(name.clone(), *current_lists);
                 if !takes_artifacts {
                     self.plain.insert(name.clone());
@@ -258,6 +276,7 @@ impl Oracle {
                 self.alive.insert(*process);
                 if !ledger {
                     self.ledger.clear();
+                    self.guards.forget();
                 }
             }
             Event::Configured { process, rules } => {
@@ -266,6 +285,16 @@ impl Oracle {
             Event::Killed { process } => self.killed(*process),
             Event::Stopped { process } => {
                 self.alive.remove(process);
+                self.guards.ended(*process);
+            }
+            Event::Guard(guarded) => self.guards.take(guarded),
+            Event::Notified => self.notices.push(self.at),
+            Event::Collected {
+                registry,
+                repository,
+            } => {
+                let of = (registry.clone(), repository.clone());
+                *self.collected.entry(of).or_default() += 1;
             }
             Event::Sent { request, call } => {
                 self.requests.insert(*request, (self.at, call.clone()));
@@ -324,7 +353,10 @@ impl Oracle {
 
     /// What the ledger learnt in the last moment may be lost with the process.
     fn killed(&mut self, process: u32) {
+        self.leave_intents(process);
         self.alive.remove(&process);
+        self.guards.ended(process);
+        self.kills += 1;
         let at = self.at;
         for known in self
             .ledger
@@ -340,7 +372,27 @@ impl Oracle {
         }
     }
 
+    /// What a process was about to name may stand in its ledger as announced.
+    fn leave_intents(&mut self, process: u32) {
+        let rules = self.rules.get(&process).into_iter().flatten();
+        for rules in rules {
+            let of_process = self.views.iter().filter(|((of, _), _)| *of == process);
+            for ((_, place), view) in of_process {
+                let pair = pair_of_source(rules, place).zip(view.digest);
+                if let Some(((_, destination), digest)) = pair {
+                    let known = self.ledger.entry(destination).or_default();
+                    if known.written != Some(digest) {
+                        known.uncertain.insert(digest);
+                    }
+                }
+            }
+        }
+    }
+
     fn sent(&mut self, call: &Call) {
+        if let (Operation::PutManifest, Some(digest)) = (call.operation, call.content) {
+            self.judge_denial(None, digest);
+        }
         let (Operation::PutManifest, About::Tag(tag), Some(digest)) =
             (call.operation, &call.about, call.content)
         else {
@@ -358,6 +410,8 @@ impl Oracle {
                 format!("process {} names it", call.process),
             );
         }
+        let rules = self.rules_of(call.process, &place);
+        self.judge_guards(call.process, &place, digest, rules.as_ref());
         if is_companion(tag) {
             self.judge_companion(call.process, &place, digest)
         } else {
@@ -464,6 +518,9 @@ impl Oracle {
     }
 
     fn judge_name(&mut self, process: u32, place: &Place, digest: Digest) {
+        if let Some(order) = self.guards.order(process, place) {
+            return self.judge_order(process, place, digest, &order);
+        }
         let Some(rules) = self.rules_of(process, place) else {
             self.find(
                 "only tags that the rules take are named",
@@ -477,7 +534,51 @@ impl Oracle {
             repository: rules.source.1.clone(),
             tag: place.tag.clone(),
         };
-        match self.source_evidence(process, &source) {
+        self.judge_source(process, place, &source, digest);
+        if let Some(view) = self.judge_production(process, place) {
+            let cell = self.cell_by_rules(&rules, place, digest, view);
+            self.judge_cell(place, rules.is_moving(&place.tag), cell);
+        }
+        if rules.is_moving(&place.tag) {
+            self.judge_conflicts(process, &rules, place, digest);
+        }
+    }
+
+    /// A person has ordered it, and the rules may let it happen by themselves.
+    fn judge_order(&mut self, process: u32, place: &Place, digest: Digest, order: &Ordered) {
+        self.judge_source(process, place, &order.source, digest);
+        let Some(view) = self.judge_production(process, place) else {
+            return;
+        };
+        let rules = self.rules_of(process, place);
+        let by_rules = rules.map(|rules| self.cell_by_rules(&rules, place, digest, view));
+        if by_rules != Some(Cell::Promote) {
+            self.judge_cell(
+                place,
+                &*place.tag == "latest",
+                order.cell(digest, view.digest),
+            );
+        }
+    }
+
+    fn cell_by_rules(&self, rules: &Rules, place: &Place, digest: Digest, view: View) -> Cell {
+        let known = self.ledger.get(place).cloned().unwrap_or_default();
+        let ours = view
+            .digest
+            .is_some_and(|production| known.is_ours(&production));
+        cell(
+            rules.is_moving(&place.tag),
+            rules.existing,
+            rules.drift,
+            digest,
+            view.digest,
+            ours,
+            known.is_known_over(view.digest),
+        )
+    }
+
+    fn judge_source(&mut self, process: u32, place: &Place, source: &Place, digest: Digest) {
+        match self.source_evidence(process, source) {
             None => self.find(
                 "staging is asked before a tag is named",
                 Some(place),
@@ -500,26 +601,6 @@ impl Oracle {
                 );
             }
             Some(_) => {}
-        }
-        if let Some(view) = self.judge_production(process, place) {
-            let known = self.ledger.get(place).cloned().unwrap_or_default();
-            let ours = view
-                .digest
-                .is_some_and(|production| known.is_ours(&production));
-            let moving = rules.is_moving(&place.tag);
-            let cell = cell(
-                moving,
-                rules.existing,
-                rules.drift,
-                digest,
-                view.digest,
-                ours,
-                known.is_known_over(view.digest),
-            );
-            self.judge_cell(place, moving, cell);
-        }
-        if rules.is_moving(&place.tag) {
-            self.judge_conflicts(process, &rules, place, digest);
         }
     }
 
@@ -687,7 +768,9 @@ impl Oracle {
                 list.tags.extend(tags.iter().flatten().cloned());
                 (list.arrived, list.complete) = (at, *last && tags.is_some());
                 for (tag, digest) in tags.iter().flatten() {
-                    if digest.is_some() {
+                    if let Some(digest) = digest {
+                        let of = (call.registry.clone(), call.repository.clone());
+                        self.guards.told(of, *digest, at);
                         let place = Place {
                             registry: call.registry.clone(),
                             repository: call.repository.clone(),
@@ -711,11 +794,19 @@ impl Oracle {
                     .refused
                     .push(at);
             }
+            (Operation::FinishUpload, About::Content(digest), Answer::Done { .. }) => {
+                let of = (call.registry.clone(), call.repository.clone());
+                self.uploads.entry((of, *digest)).or_default().accepted += 1;
+            }
             _ => {}
         }
     }
 
     fn told(&mut self, process: u32, place: &Place, view: View) {
+        if let Some(digest) = view.digest {
+            let of = (place.registry.clone(), place.repository.clone());
+            self.guards.told(of, digest, self.at);
+        }
         self.views.insert((process, place.clone()), view);
         self.told
             .entry((process, place.clone()))
@@ -934,16 +1025,23 @@ impl Oracle {
         let Some(calm) = self.calm else {
             return;
         };
+        let told = self.notices.iter();
+        let told = told.filter(|at| **at + PUSH_SHOWS >= calm).count();
         let again: Vec<String> = self
             .uploads
             .iter()
-            .map(|((repository, _), uploads)| (repository, uploads.refused_since(calm)))
-            .filter(|(_, refused)| *refused > REFUSED)
-            .map(|(repository, refused)| format!("{refused} times by {}", repository.0))
+            .map(|(of, uploads)| (of, uploads.refused_since(calm)))
+            .filter(|(_, refused)| *refused > REFUSED + self.guards.asks + told)
+            .map(|((repository, digest), refused)| {
+                let (registry, name) = repository;
+                let short = digest.short();
+                format!("{short} was refused {refused} times by {registry}/{name}")
+            })
             .collect();
         for text in again {
             self.find("what is refused for good is not sent again", None, text);
         }
+        self.finish_uploads();
         let Some(rules) = self
             .alive
             .iter()
@@ -969,6 +1067,28 @@ impl Oracle {
         }
     }
 
+    /// A blob is sent once to a repository, and once more when the registry has forgotten it, or a
+    /// kill the hint that it is there. Beside a sick registry nothing waits for a slow upload.
+    fn finish_uploads(&mut self) {
+        if self.has_trouble {
+            return;
+        }
+        let accepted = self.uploads.iter().map(|((repository, digest), uploads)| {
+            let collected = self.collected.get(repository).copied();
+            (repository, digest, uploads.accepted, collected.unwrap_or(0))
+        });
+        let often: Vec<String> = accepted
+            .filter(|(_, _, accepted, collected)| *accepted > 1 + collected + self.kills)
+            .map(|(repository, digest, accepted, _)| {
+                let short = digest.short();
+                format!("{short} was accepted {accepted} times by {repository:?}")
+            })
+            .collect();
+        for text in often {
+            self.find("a blob that is there is not sent again", None, text);
+        }
+    }
+
     fn finish_tag(&mut self, rules: &Rules, source: &Place) {
         let Some((_, destination)) = pair_of_source(rules, source) else {
             return;
@@ -984,6 +1104,9 @@ impl Oracle {
             return;
         };
         let production = now(self, &destination);
+        if self.guards.may_be_held(&destination, staging, &rules.route) {
+            return;
+        }
         let is_hopeless = self.hopeless.contains(&(None, staging))
             || self
                 .hopeless

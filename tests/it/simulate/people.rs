@@ -8,6 +8,7 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 
 use super::chance::{Chance, Draw};
+use super::guards::Covers;
 use super::registry::{Registry, references};
 use super::trace::{Event, Place, Rules, Trace};
 
@@ -433,6 +434,10 @@ impl People {
                         production.name()
                     ));
                     production.collect(&to);
+                    self.trace.note(Event::Collected {
+                        registry: production.name().clone(),
+                        repository: to.as_str().into(),
+                    });
                 }
             }
             Deed::Rot => {
@@ -472,6 +477,30 @@ impl People {
             .filter(|tag| rules.takes(tag.as_str()) && !tag.as_str().starts_with("sha256-"))
             .collect();
         (!tags.is_empty()).then(|| (rules, draw.pick(&tags)))
+    }
+
+    /// What a tag names in production.
+    pub fn in_production(&self, rules: &Rules, called: &Tag) -> Option<Digest> {
+        let production = self.registry(&rules.destination.0);
+        production.tagged(&name(&rules.destination.1), called)
+    }
+
+    /// What a person holds or denies.
+    pub fn pick_covered(&self, draw: &mut Draw) -> Option<Covers> {
+        let (rules, tag) = self.pick_source(draw)?;
+        let place = Place {
+            registry: rules.destination.0.clone(),
+            repository: rules.destination.1.clone(),
+            tag: tag.as_str().into(),
+        };
+        let staging = self.registry(&rules.source.0);
+        let named = staging.tagged(&name(&rules.source.1), &tag)?;
+        Some(match draw.below(6) {
+            0 => Covers::Everything,
+            1 => Covers::Route(rules.route),
+            2 | 3 => Covers::Tag(place),
+            _ => Covers::Image(named),
+        })
     }
 
     /// Only this image has the blob.

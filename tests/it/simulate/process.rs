@@ -7,15 +7,19 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use blobferry::endpoint::{Create, Cursor, Origin, Page, Repositories};
+use blobferry::decision::{Decision, Kind};
+use blobferry::endpoint::{Create, Cursor, Origin, Page, Repositories, Source as _};
 use blobferry::fault::Fault;
+use blobferry::gate::http::Service;
 use blobferry::index::Index;
-use blobferry::job::{Actor, Cause};
+use blobferry::job::{
+    Actor, Cause, Companions, Job, Key, LONG_WAIT, ObservedVia, Rank, TagId, TagRules, TagState,
+};
 use blobferry::ledger::{Content, Ledger, Query, Row, RunFacts};
 use blobferry::look::PassOptions;
 use blobferry::look::topology;
 use blobferry::look::topology::Intervals;
-use blobferry::oci::RepositoryName;
+use blobferry::oci::{Digest, RepositoryName, Tag};
 use blobferry::route::rules::{Selection, TagRule};
 use blobferry::route::{Pattern, Route, Routes, Template};
 use blobferry::sqlite::{Behaviour, Disk, QueueKind};
@@ -23,13 +27,15 @@ use blobferry::status;
 use blobferry::status::Board;
 use blobferry::status::board::Status;
 use blobferry::transfer::limits::Settings as LaneSettings;
-use blobferry::transfer::{self, Bounds, Engine, Limits, SharedReads, Stop};
+use blobferry::transfer::settle::Names;
+use blobferry::transfer::{self, Bounds, Engine, Limits, Settle, SharedReads, Stop};
 use blobferry::watch::{Handle, Scope, Watch};
 use tokio::sync::{mpsc, watch as channel};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::chance::{Chance, Draw};
+use super::guards::{Covers, Guarded};
 use super::notices::Notice;
 use super::registry::{Registry, Repository};
 use super::trace::{Event, Place, Rules, Trace};
@@ -211,6 +217,8 @@ pub struct Setting<'a> {
     pub registries: &'a [Registry],
     pub routes: &'a [Rules],
     pub trace: &'a Trace,
+    /// What gates ask.
+    pub gate_service: Option<Arc<dyn Service>>,
 }
 
 /// The registries as one process sees them.
@@ -260,6 +268,8 @@ pub struct Process {
     ledger: Ledger,
     read: Arc<Mutex<u64>>,
     topology: channel::Sender<Arc<topology::Topology<Backend>>>,
+    /// What people have ordered of it.
+    orders: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl Process {
@@ -304,6 +314,7 @@ impl Process {
             ledger,
             read,
             topology: sender,
+            orders: Mutex::default(),
         }
     }
 
@@ -374,9 +385,10 @@ impl Process {
 
     /// Tells it of a push, after a while. A notification that nothing takes is lost.
     pub fn notify(&self, notice: Notice) {
-        let handle = self.handle.clone();
+        let (handle, trace) = (self.handle.clone(), self.trace.clone());
         tokio::spawn(async move {
             tokio::time::sleep(notice.delay).await;
+            trace.note(Event::Notified);
             let _ = handle
                 .notify(
                     &notice.notifier,
@@ -386,6 +398,98 @@ impl Process {
                 )
                 .await;
         });
+    }
+
+    /// Decides, as a person does through the daemon; what comes of it is not waited for.
+    pub fn decide(&self, number: u64, covers: Covers) {
+        let ledger = self.ledger.clone();
+        let trace = self.trace.clone();
+        let handle = self.handle.clone();
+        tokio::spawn(async move {
+            let kind = match covers {
+                Covers::Image(_) => Kind::Deny,
+                Covers::Everything | Covers::Route(_) | Covers::Tag(_) => Kind::Hold,
+            };
+            let target = covers.target().parse().expect("a world decides well");
+            let decision = Decision::about(&target, Actor::daemon());
+            trace.note(Event::Guard(Guarded::Deciding { number, covers }));
+            // A process that is gone decides nothing, or its answer is lost.
+            let decided = ledger.decide(kind, decision, RunFacts::default()).await;
+            if let Ok(recorded) = decided {
+                let id = recorded.decision.id;
+                trace.note(Event::Guard(Guarded::Decided { number, id }));
+                wake(&handle).await;
+            }
+        });
+    }
+
+    /// Ends one of the decisions in force; what comes of it is not waited for.
+    pub fn release_one(&self, draw: &Draw) {
+        let ledger = self.ledger.clone();
+        let trace = self.trace.clone();
+        let handle = self.handle.clone();
+        let mut draw = draw.clone();
+        tokio::spawn(async move {
+            let ids = in_force(&ledger).await;
+            if !ids.is_empty() && release(&ledger, &trace, vec![draw.pick(&ids)]).await {
+                wake(&handle).await;
+            }
+        });
+    }
+
+    /// Ends all decisions in force.
+    pub async fn release_all(&self) {
+        let ids = in_force(&self.ledger).await;
+        if ids.is_empty() || release(&self.ledger, &self.trace, ids).await {
+            self.trace.note(Event::Guard(Guarded::AllReleased));
+            wake(&self.handle).await;
+        }
+    }
+
+    /// Promotes a tag by hand, as `promote` does through the daemon; what comes of it is not waited
+    /// for.
+    pub fn promote(&self, number: u64, rules: &Rules, tag: &Tag, replace: Option<Digest>) {
+        let topology = self.topology.borrow().clone();
+        let side = |(registry, repository): &(Arc<str>, Arc<str>)| {
+            let name = repository.parse().expect("a world names repositories well");
+            topology.backends[&**registry].repository(name)
+        };
+        let source = side(&rules.source);
+        let destination = side(&rules.destination);
+        let names = Names {
+            source: format!("{}:{tag}", source.address()),
+            destination: format!("{}:{tag}", destination.address()),
+            registry: rules.destination.0.to_string(),
+        };
+        let job = by_hand(rules, tag, replace, &source, &destination);
+        let ordered = Guarded::Ordered {
+            number,
+            process: self.number,
+            source: place(&names.source),
+            place: place(&names.destination),
+            replace,
+        };
+        let engine = topology.engine.clone();
+        let stop = self.stop.clone();
+        let trace = self.trace.clone();
+        let order = tokio::spawn(async move {
+            trace.note(Event::Guard(ordered));
+            let settle = Settle {
+                facts: Arc::default(),
+                progress: Arc::default(),
+                listener: None,
+            };
+            let completion = engine
+                .run(&job, &source, &destination, &settle.progress, &stop)
+                .await;
+            engine.settle(&settle, &job, &names, completion).await;
+            trace.note(Event::Guard(Guarded::OrderEnded { number }));
+        });
+        self.orders().push(order);
+    }
+
+    fn orders(&self) -> std::sync::MutexGuard<'_, Vec<JoinHandle<()>>> {
+        self.orders.lock().expect("nothing panics while it notes")
     }
 
     /// Ends it from one moment to the next; returns its number.
@@ -404,6 +508,7 @@ impl Process {
         let drained = tokio::time::timeout(Duration::from_secs(30), &mut self.watch)
             .await
             .is_ok();
+        self.orders().iter().for_each(JoinHandle::abort);
         self.trace.note(Event::Stopped {
             process: self.number,
         });
@@ -416,13 +521,101 @@ impl Process {
     async fn ended(self) -> u32 {
         self.watch.abort();
         self.reader.abort();
+        let orders = std::mem::take(&mut *self.orders());
+        orders.iter().for_each(JoinHandle::abort);
         // They are gone; how they ended says nothing.
+        for order in orders {
+            let _ = order.await;
+        }
         let _ = self.watch.await;
         let _ = self.reader.await;
         read_new_rows(self.number, &self.ledger, &self.read, &self.trace).await;
         self.disks.abort();
         let _ = self.disks.await;
         self.number
+    }
+}
+
+/// The decisions in force.
+async fn in_force(ledger: &Ledger) -> Vec<u64> {
+    let in_force = ledger.in_force().await;
+    let decisions = in_force.map(|in_force| in_force.decisions.clone());
+    let decisions = decisions.unwrap_or_default();
+    decisions.iter().map(|decision| decision.id).collect()
+}
+
+/// Ends decisions. Returns whether it is known to have happened.
+async fn release(ledger: &Ledger, trace: &Trace, ids: Vec<u64>) -> bool {
+    trace.note(Event::Guard(Guarded::Releasing { ids: ids.clone() }));
+    let target = "".parse().expect("everything is a target");
+    let decision = Decision::about(&target, Actor::daemon());
+    let released = ledger.release(ids.clone(), decision, RunFacts::default());
+    let is_released = released.await.is_ok();
+    if is_released {
+        trace.note(Event::Guard(Guarded::Released { ids }));
+    }
+    is_released
+}
+
+/// Asks for a look because of a decision. A process that is gone does not look.
+async fn wake(handle: &Handle) {
+    let asked = handle.ask(
+        Scope::default(),
+        Cause::Decision,
+        Actor::daemon(),
+        PassOptions::default(),
+    );
+    let _ = asked.await;
+}
+
+/// The job of `promote` for one tag.
+fn by_hand(
+    rules: &Rules,
+    tag: &Tag,
+    replace: Option<Digest>,
+    source: &Repository,
+    destination: &Repository,
+) -> Job {
+    let place = TagId {
+        origin: destination.origin().clone(),
+        repository: destination.repository().clone(),
+        tag: tag.clone(),
+    };
+    Job {
+        key: Key {
+            route: "".into(),
+            source: source.repository().clone(),
+            tag: tag.clone(),
+            destination: place,
+        },
+        routes: Arc::from([rules.route.clone()]),
+        rules: TagRules {
+            moving: tag.as_str() == "latest",
+            ..TagRules::default()
+        },
+        gates: rules.gates.gates(),
+        source: TagState::Unknown,
+        destination: TagState::Unknown,
+        destination_via: ObservedVia::Tag,
+        source_at: None,
+        destination_at: tokio::time::Instant::now(),
+        look_began: blobferry::clock::now(),
+        fresh: false,
+        cause: Cause::Cli,
+        actor: Actor::daemon(),
+        explicit: true,
+        rollback: None,
+        ends_when_moved: false,
+        pinned: None,
+        expect: None,
+        replace,
+        dry_run: false,
+        refused: Arc::default(),
+        pushed: None,
+        pushers: Default::default(),
+        companions: Companions::Unlisted,
+        rank: Rank::Named,
+        max_wait: LONG_WAIT,
     }
 }
 
@@ -474,10 +667,15 @@ fn world(
     let withdrawn = withdrawn.collect();
     let seen = status::Metrics::new(&instruments).expect("a fresh registry takes all");
     routes.0.iter().for_each(|route| seen.prepare(route));
+    let engine = Engine::new(settings, index, ledger, limits, metrics);
+    let engine = match &setting.gate_service {
+        Some(gate_service) => engine.with_gate_service(gate_service.clone()),
+        None => engine,
+    };
     topology::Topology {
         backends: backends.collect(),
         routes,
-        engine: Engine::new(settings, index, ledger, limits, metrics),
+        engine,
         metrics: seen,
         facts: Arc::new(RunFacts::default()),
         intervals: Intervals {
@@ -540,7 +738,7 @@ fn route(all: &[&Rules]) -> Route {
         existing: rules.existing,
         drift: rules.drift,
         create: Create::Never,
-        gates: Default::default(),
+        gates: rules.gates.gates(),
     }
 }
 
@@ -599,7 +797,7 @@ async fn read_new_rows(process: u32, ledger: &Ledger, read: &Mutex<u64>, trace: 
 }
 
 /// `registry/repository:tag`, taken apart.
-fn place(text: &str) -> Place {
+pub fn place(text: &str) -> Place {
     let (registry, rest) = text.split_once('/').expect("an address names a registry");
     let (repository, tag) = rest.rsplit_once(':').expect("a row names a tag");
     Place {

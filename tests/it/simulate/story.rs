@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use blobferry::oci::Digest;
 
+use super::guards::Guarded;
 use super::oracle::Finding;
 use super::trace::{About, Answer, By, Call, Entry, Event, Operation, Place};
 
-/// Most lines of a story: the newest are told.
+/// Most lines of a story, where `SIMULATE_LINES` does not say: the newest are told.
 const LINES: usize = 60;
 
 /// The story that led to a finding: what concerns its tag on both sides, and what concerns all.
@@ -20,6 +21,7 @@ pub fn tell(entries: &[Entry], names: &BTreeMap<Digest, String>, finding: &Findi
     let teller = Teller {
         names,
         tag: asked_for.as_deref().or(of_finding),
+        blob: std::env::var("SIMULATE_BLOB").ok(),
     };
     let mut calls: BTreeMap<u64, (Duration, &Call)> = BTreeMap::new();
     let mut told: Vec<Line> = Vec::new();
@@ -44,7 +46,9 @@ pub fn tell(entries: &[Entry], names: &BTreeMap<Digest, String>, finding: &Findi
     }
     let lines: Vec<String> = told.into_iter().map(Line::shown).collect();
     let mut story = String::new();
-    let left_out = lines.len().saturating_sub(LINES);
+    let most = std::env::var("SIMULATE_LINES").ok();
+    let most = most.and_then(|most| most.parse().ok()).unwrap_or(LINES);
+    let left_out = lines.len().saturating_sub(most);
     if left_out > 0 {
         // Writing to a text does not fail.
         let _ = writeln!(story, "            … {left_out} lines before");
@@ -93,6 +97,8 @@ impl Line {
 struct Teller<'a> {
     names: &'a BTreeMap<Digest, String>,
     tag: Option<&'a str>,
+    /// The beginning of a digest whose uploads are told as well.
+    blob: Option<String>,
 }
 
 impl Teller<'_> {
@@ -199,8 +205,20 @@ impl Teller<'_> {
                     shown(destination)
                 ))
             }
+            Event::Guard(guarded) => self.guarded(guarded),
             Event::Calm => Some("from now on all is calm".into()),
             _ => None,
+        }
+    }
+
+    fn guarded(&self, guarded: &Guarded) -> Option<String> {
+        match guarded {
+            Guarded::Judged { place, .. } | Guarded::Ordered { place, .. }
+                if !self.concerns(place) =>
+            {
+                None
+            }
+            guarded => Some(format!("    {guarded:?}")),
         }
     }
 
@@ -210,7 +228,9 @@ impl Teller<'_> {
 
     fn matters(&self, call: &Call) -> bool {
         let is_tag = matches!(&call.about, About::Tag(tag) if self.tag.is_none_or(|wanted| wanted == &**tag));
-        is_tag || (self.tag.is_some() && call.operation == Operation::Tags)
+        let is_blob = matches!((&call.about, &self.blob), (About::Content(digest), Some(blob))
+            if digest.encoded().starts_with(&**blob));
+        is_tag || is_blob || (self.tag.is_some() && call.operation == Operation::Tags)
     }
 
     fn call(&self, call: &Call) -> String {

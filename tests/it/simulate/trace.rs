@@ -11,6 +11,7 @@ use blobferry::oci::Digest;
 use tokio::time::Instant;
 
 use super::chance::Fnv;
+use super::guards::{GateRules, Guarded};
 use super::progress;
 
 /// A tag's home: registry, repository, tag.
@@ -107,6 +108,7 @@ pub struct Rules {
     pub drift: Drift,
     /// The route is written with wildcards.
     pub wild: bool,
+    pub gates: GateRules,
 }
 
 impl Rules {
@@ -133,12 +135,13 @@ fn matches_any(patterns: &[Arc<str>], tag: &str) -> bool {
 /// One thing that happened.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Event {
-    /// A registry: whether its lists are always current, and whether it takes manifests with a
-    /// subject.
+    /// A registry: whether its lists are always current, whether it takes manifests with a subject,
+    /// and whether it has no trouble.
     Registry {
         name: Arc<str>,
         current_lists: bool,
         takes_artifacts: bool,
+        is_steady: bool,
     },
     /// An image that cannot be promoted, to that registry or at all.
     Hopeless {
@@ -200,6 +203,15 @@ pub enum Event {
         result: Outcome,
         digest: Option<Digest>,
         error: Option<String>,
+    },
+    /// A process is told of a push.
+    Notified,
+    /// What happens to gates, decisions and orders.
+    Guard(Guarded),
+    /// A registry forgets what no tag of a repository needs.
+    Collected {
+        registry: Arc<str>,
+        repository: Arc<str>,
     },
     /// From now on registries do what they should, and no person interferes.
     Calm,

@@ -15,6 +15,7 @@ use blobferry::{clock, random};
 use jiff::{SignedDuration, Timestamp};
 
 use super::chance::{Chance, Draw};
+use super::guards::{GateRules, Judge, Line, START};
 use super::notices::Named;
 use super::oracle::{self, Finding};
 use super::people::{self, Deed, Library, People};
@@ -69,7 +70,7 @@ impl Outcome {
 pub fn play(seed: u64) -> Outcome {
     on_a_fresh_clock(move || async move {
         random::seed(seed);
-        clock::simulate(Timestamp::from_second(1_795_000_000).expect("a time of these years"));
+        clock::simulate(Timestamp::from_second(START).expect("a time of these years"));
         let world = World::draw(seed);
         let trace = world.trace.clone();
         world.live().await;
@@ -125,6 +126,9 @@ enum Happening {
     Kill,
     Clock,
     Reload,
+    Decide,
+    Release,
+    Promote,
 }
 
 impl World {
@@ -145,7 +149,10 @@ impl World {
             registries.iter().for_each(panics_at_times);
         }
         let routes = drawn_routes(&mut draw, &registries);
-        let routes = varied_routes(chance.of("routes"), routes, &registries);
+        let mut routes = varied_routes(chance.of("routes"), routes, &registries);
+        if is_guarded(chance) {
+            guard(chance.of("gates"), &mut routes);
+        }
         let largest = draw.pick(&[3_000, 50_000, 200_000]);
         let library = Library::new(chance, &trace, largest);
         let people = People::new(library, registries.clone(), routes.clone(), &trace);
@@ -212,6 +219,7 @@ impl World {
                 name: registry.name().clone(),
                 current_lists,
                 takes_artifacts,
+                is_steady: settings.is_steady() && !has_panics(chance),
             });
         }
         note_closed(&trace, &registries, &routes);
@@ -230,7 +238,10 @@ impl World {
             );
         }
         let mut clock_draw = chance.of("clock");
-        let steps = if clock_draw.percent(25) {
+        let has_gates = routes
+            .iter()
+            .any(|rules| rules.gates != GateRules::default());
+        let steps = if clock_draw.percent(25) && !has_gates {
             clock_draw.between(1, 3)
         } else {
             0
@@ -251,7 +262,24 @@ impl World {
                 .into_iter()
                 .map(|at| (at, Happening::Reload)),
         );
+        let mut guards = chance.of("decisions");
+        let often = |draw: &mut Draw| match is_guarded(chance) && draw.percent(60) {
+            true => draw.between(1, 4),
+            false => 0,
+        };
+        let decisions = often(&mut guards);
+        let orders = often(&mut guards);
+        let releases = guards.below(decisions + 1);
+        for (happening, count) in [
+            (Happening::Decide, decisions),
+            (Happening::Release, releases),
+            (Happening::Promote, orders),
+        ] {
+            let moments = people::moments(&mut guards, count, within);
+            happenings.extend(moments.into_iter().map(|at| (at, happening)));
+        }
         happenings.sort_unstable();
+        let judge = Arc::new(Judge::new(chance, &trace, within));
         let start = |number, stores: &Stores, routes: &[Rules]| {
             Process::start(
                 number,
@@ -261,6 +289,10 @@ impl World {
                     registries: &registries,
                     routes,
                     trace: &trace,
+                    gate_service: Some(Arc::new(Line {
+                        judge: judge.clone(),
+                        process: number,
+                    })),
                 },
             )
         };
@@ -320,6 +352,19 @@ impl World {
                     tokio::time::sleep(draw.millis(0, 20_000)).await;
                     process = start(number, &stores, &in_force);
                 }
+                Happening::Decide => {
+                    if let Some(covers) = people.pick_covered(&mut draw) {
+                        process.decide(nth as u64, covers);
+                    }
+                }
+                Happening::Release => process.release_one(&draw),
+                Happening::Promote => {
+                    if let Some((rules, tag)) = people.pick_source(&mut draw) {
+                        let there = people.in_production(&rules, &tag);
+                        let replace = there.filter(|_| draw.percent(30));
+                        process.promote(nth as u64, &rules, &tag, replace);
+                    }
+                }
                 Happening::Reload => {
                     in_force = changed_routes(&mut draw, &routes, &registries);
                     note_closed(&trace, &registries, &in_force);
@@ -331,6 +376,9 @@ impl World {
         registries
             .iter()
             .for_each(|registry| registry.set(|settings| settings.busy_every = None));
+        if decisions > 0 && guards.percent(70) {
+            process.release_all().await;
+        }
         trace.note(Event::Calm);
         // A look that panics leaves its upload sessions behind, as a kill does.
         let steady: Vec<&Registry> = registries
@@ -476,6 +524,26 @@ fn drawn_registry(draw: &mut Draw, is_production: bool, within: Duration) -> Set
     settings
 }
 
+/// Whether gates, decisions and orders of people stand between tags and their names in this world.
+/// Drawn for itself: the other worlds stay as they were.
+fn is_guarded(chance: Chance) -> bool {
+    chance.of("guards").percent(35)
+}
+
+/// Some routes have gates: those of one route are the same for all its destinations.
+fn guard(mut draw: Draw, routes: &mut [Rules]) {
+    let mut drawn: BTreeMap<Arc<str>, GateRules> = BTreeMap::new();
+    for rules in routes {
+        let gates = drawn
+            .entry(rules.route.clone())
+            .or_insert_with(|| match draw.percent(60) {
+                true => GateRules::draw(&mut draw),
+                false => GateRules::default(),
+            });
+        rules.gates = gates.clone();
+    }
+}
+
 /// Whether bodies panic in this world. Drawn for itself: the other worlds stay as they were.
 fn has_panics(chance: Chance) -> bool {
     chance.of("panics").percent(8)
@@ -588,6 +656,7 @@ fn drawn_routes(draw: &mut Draw, registries: &[Registry]) -> Vec<Rules> {
             existing: draw.pick(&[Existing::Keep, Existing::Keep, Existing::Adopt]),
             drift: draw.pick(&[Drift::Keep, Drift::Keep, Drift::Restore]),
             wild: false,
+            gates: GateRules::default(),
         }
     };
     (1..=count).map(route).collect()

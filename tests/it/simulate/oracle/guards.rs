@@ -1,0 +1,227 @@
+//! What the oracle knows of guards: which decisions are in force, what the service has said, and
+//! which orders of people are under way.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use blobferry::oci::Digest;
+
+use super::super::guards::{Covers, Guarded};
+use super::super::trace::{Place, Rules};
+use super::{Cell, Oracle, Repository, is_companion};
+
+/// A verdict of the service holds for so long.
+const VERDICT_LASTS: Duration = Duration::from_secs(60);
+
+/// What stands between tags and their names.
+#[derive(Default)]
+pub(super) struct Guards {
+    decisions: BTreeMap<u64, Decided>,
+    /// The newest verdict that a process was told directly before a tag: whether it passes, and
+    /// when it was asked for.
+    verdicts: BTreeMap<(u32, Place, Digest), (bool, Duration)>,
+    /// When a process was first told that staging names a digest, since the ledger began.
+    first_told: BTreeMap<(Repository, Digest), Duration>,
+    orders: BTreeMap<u64, Ordered>,
+    /// How often a person has asked for something by a decision or an order: then what was refused
+    /// is tried again.
+    pub(super) asks: usize,
+}
+
+struct Decided {
+    covers: Covers,
+    /// Its number in the ledger, once it is in force.
+    id: Option<u64>,
+    /// Nothing has begun to end it.
+    is_firm: bool,
+}
+
+/// What a person has ordered.
+#[derive(Clone)]
+pub(super) struct Ordered {
+    process: u32,
+    pub(super) source: Place,
+    place: Place,
+    replace: Option<Digest>,
+}
+
+impl Ordered {
+    /// What an order by hand does to a tag.
+    pub(super) fn cell(&self, digest: Digest, production: Option<Digest>) -> Cell {
+        match production {
+            None => Cell::Promote,
+            Some(there) if there == digest => Cell::Equal,
+            Some(_) if &*self.place.tag == "latest" => Cell::Promote,
+            there if there == self.replace => Cell::Promote,
+            Some(_) => Cell::Conflict,
+        }
+    }
+}
+
+impl Guards {
+    pub(super) fn take(&mut self, event: &Guarded) {
+        let is_asked = matches!(
+            event,
+            Guarded::Decided { .. }
+                | Guarded::Released { .. }
+                | Guarded::AllReleased
+                | Guarded::Ordered { .. }
+        );
+        self.asks += usize::from(is_asked);
+        match event {
+            Guarded::Deciding { number, covers } => {
+                let decided = Decided {
+                    covers: covers.clone(),
+                    id: None,
+                    is_firm: false,
+                };
+                self.decisions.insert(*number, decided);
+            }
+            Guarded::Decided { number, id } => {
+                if let Some(decided) = self.decisions.get_mut(number) {
+                    (decided.id, decided.is_firm) = (Some(*id), true);
+                }
+            }
+            Guarded::Releasing { ids } => {
+                for decided in self.decisions.values_mut() {
+                    decided.is_firm &= !decided.id.is_some_and(|id| ids.contains(&id));
+                }
+            }
+            Guarded::Released { ids } => self
+                .decisions
+                .retain(|_, decided| !decided.id.is_some_and(|id| ids.contains(&id))),
+            Guarded::AllReleased => self.decisions.clear(),
+            Guarded::Judged {
+                process,
+                place,
+                digest,
+                at_name: true,
+                passes,
+                asked,
+            } => {
+                let question = (*process, place.clone(), *digest);
+                self.verdicts.insert(question, (*passes, *asked));
+            }
+            Guarded::Judged { .. } => {}
+            Guarded::Ordered {
+                number,
+                process,
+                source,
+                place,
+                replace,
+            } => {
+                let ordered = Ordered {
+                    process: *process,
+                    source: source.clone(),
+                    place: place.clone(),
+                    replace: *replace,
+                };
+                self.orders.insert(*number, ordered);
+            }
+            Guarded::OrderEnded { number } => drop(self.orders.remove(number)),
+        }
+    }
+
+    /// The ledger is lost, and with it what was decided and when digests were first seen.
+    pub(super) fn forget(&mut self) {
+        self.decisions.clear();
+        self.first_told.clear();
+    }
+
+    /// The process is gone, and its orders with it.
+    pub(super) fn ended(&mut self, process: u32) {
+        self.orders.retain(|_, ordered| ordered.process != process);
+    }
+
+    pub(super) fn told(&mut self, source: Repository, digest: Digest, at: Duration) {
+        self.first_told.entry((source, digest)).or_insert(at);
+    }
+
+    /// The order that a process may be carrying out on a tag.
+    pub(super) fn order(&self, process: u32, place: &Place) -> Option<Ordered> {
+        let mut orders = self.orders.values();
+        let found = orders.find(|order| order.process == process && order.place == *place);
+        found.cloned()
+    }
+
+    /// Whether a decision may keep a digest from a tag.
+    pub(super) fn may_be_held(&self, place: &Place, digest: Digest, route: &str) -> bool {
+        let mut decisions = self.decisions.values();
+        decisions.any(|decided| covers(&decided.covers, place, digest, Some(route)))
+    }
+
+    fn firm(&self) -> impl Iterator<Item = &Covers> {
+        let firm = self.decisions.values().filter(|decided| decided.is_firm);
+        firm.map(|decided| &decided.covers)
+    }
+}
+
+fn covers(what: &Covers, place: &Place, digest: Digest, route: Option<&str>) -> bool {
+    match what {
+        Covers::Everything => true,
+        Covers::Route(name) => route == Some(&**name),
+        Covers::Tag(held) => held == place,
+        Covers::Image(denied) => *denied == digest,
+    }
+}
+
+impl Oracle {
+    /// A manifest is written that a denial names.
+    pub(super) fn judge_denial(&mut self, place: Option<&Place>, digest: Digest) {
+        let denied = Covers::Image(digest);
+        if self.guards.firm().any(|covers| *covers == denied) {
+            let text = "a denial of it is in force".to_owned();
+            self.find("what is denied is not written", place, text);
+        }
+    }
+
+    /// A tag is written: no decision in force and no gate keeps it from being named.
+    pub(super) fn judge_guards(
+        &mut self,
+        process: u32,
+        place: &Place,
+        digest: Digest,
+        rules: Option<&Rules>,
+    ) {
+        let route = rules.map(|rules| &*rules.route);
+        let held = self
+            .guards
+            .firm()
+            .find(|what| covers(what, place, digest, route))
+            .cloned();
+        if let Some(held) = held {
+            let text = format!("{held:?} is in force");
+            self.find("what is held or denied is not named", Some(place), text);
+        }
+        if let Some(rules) = rules.filter(|_| !is_companion(&place.tag)) {
+            self.judge_gates(process, place, digest, rules);
+        }
+    }
+
+    fn judge_gates(&mut self, process: u32, place: &Place, digest: Digest, rules: &Rules) {
+        let gates = &rules.gates;
+        if !gates.is_open(self.at) {
+            let text = format!("its window is {:?}", gates.window);
+            self.find("no tag moves while its window is closed", Some(place), text);
+        }
+        let seen = self.guards.first_told.get(&(rules.source.clone(), digest));
+        let age = seen.map_or(Duration::ZERO, |seen| self.at - *seen);
+        if gates.min_age.is_some_and(|least| age < least) {
+            let text = format!("it was seen {} s ago", age.as_secs());
+            self.find("what is too young is not named", Some(place), text);
+        }
+        if gates.asks {
+            let verdict = self.guards.verdicts.get(&(process, place.clone(), digest));
+            let passes =
+                verdict.is_some_and(|(passes, asked)| *passes && self.at - *asked <= VERDICT_LASTS);
+            if !passes {
+                let text = format!("its newest verdict is {verdict:?}");
+                self.find(
+                    "what the gate does not pass is not named",
+                    Some(place),
+                    text,
+                );
+            }
+        }
+    }
+}
