@@ -2,32 +2,40 @@
 
 use url::Url;
 
+use super::keys::keys;
 use super::section::{Item, optional};
 use super::units::is_made_of;
 use crate::aws::Identity;
 use crate::fault::clip;
 
-/// The keys that choose credentials.
-pub(super) struct IdentityKeys<'k, 'a> {
-    pub(super) role_arn: &'k Option<Item<'a>>,
-    pub(super) external_id: &'k Option<Item<'a>>,
-    pub(super) role_session_name: &'k Option<Item<'a>>,
-    pub(super) aws_profile: &'k Option<Item<'a>>,
+keys! {
+    /// What chooses credentials of AWS.
+    CredentialsSection, CredentialsKeys {
+        /// Role to assume.
+        role_arn: Option<String>,
+        /// External ID for assuming the role.
+        external_id: Option<String>,
+        /// Names the role's session in the audit trail, 2 to 64 characters. Default: blobferry, with
+        /// the id of a CodeBuild build.
+        role_session_name: Option<String>,
+        /// Profile of the AWS config.
+        aws_profile: Option<String>,
+    }
 }
 
-impl IdentityKeys<'_, '_> {
+impl CredentialsKeys<'_> {
     /// `None` after a complaint. `itself` is what the keys belong to.
     pub(super) fn read(&self, itself: &Item<'_>) -> Option<Identity> {
-        let of_a_role = [self.external_id, self.role_session_name];
+        let of_a_role = [&self.external_id, &self.role_session_name];
         for item in of_a_role.into_iter().flatten() {
             if self.role_arn.is_none() {
                 item.wrong("only means something with role_arn");
             }
         }
-        let named = optional(self.role_session_name, |item| item.parse(session_name));
-        let role_arn = optional(self.role_arn, |item| item.parse(arn));
-        let external_id = optional(self.external_id, Item::word);
-        let profile = optional(self.aws_profile, Item::word);
+        let named = optional(&self.role_session_name, |item| item.parse(session_name));
+        let role_arn = optional(&self.role_arn, |item| item.parse(arn));
+        let external_id = optional(&self.external_id, Item::word);
+        let profile = optional(&self.aws_profile, Item::word);
         Some(Identity {
             profile: profile?,
             role_arn: role_arn?,

@@ -1,13 +1,15 @@
 //! `daemon`: where it listens, where its state is, how often it looks.
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use super::Env;
-use super::section::{Item, Section, optional};
-use super::tokens::{self, of_secret_file};
+use super::keys::keys;
+use super::section::{Item, optional};
+use super::tokens::{self, TokenOfApi, of_secret_file};
 use super::units::duration_within;
 use crate::decision::Token;
 use crate::fault::clip;
@@ -17,6 +19,42 @@ use crate::tls::{Identity, TlsFiles};
 const MONTH: Duration = Duration::from_secs(30 * 24 * 3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const YEAR: Duration = Duration::from_secs(8760 * 3600);
+
+keys! {
+    DaemonSection, DaemonKeys {
+        /// Address and port of metrics, health, status and triggers, or `off`. Default:
+        /// 127.0.0.1:9464.
+        listen: Option<String>,
+        /// Folder of index.db, ledger.db and control.sock. Default: $STATE_DIRECTORY, else
+        /// /var/lib/blobferry for root, else the user's XDG state folder.
+        state: Option<String>,
+        /// How often each route is looked at without being asked, or `off`. Default: 60s.
+        poll: Option<String>,
+        /// How often production itself is asked instead of the index. Default: 1h.
+        verify: Option<String>,
+        /// Time for running transfers to reach a checkpoint at shutdown. Default: 30s.
+        grace: Option<String>,
+        /// How long the ledger keeps the texts of rows that are no promotions. Default: 8760h.
+        retention: Option<String>,
+        /// File to which each row of the ledger is written as a line of JSON. Default: none.
+        audit_file: Option<String>,
+        /// File with a bearer token of the HTTP API that may look. Short for a token "secret".
+        secret_file: Option<String>,
+        /// Bearer tokens of the HTTP API, by names of your own: the name is the actor in the ledger.
+        tokens: Option<BTreeMap<String, TokenOfApi>>,
+        /// TLS of the TCP listener. Its files are read again when they change.
+        tls: Option<ServerTls>,
+    }
+}
+
+keys! {
+    ServerTls, ServerTlsKeys {
+        /// File with the certificate and its chain, in PEM.
+        cert_file: String = "the certificate with its chain, in PEM",
+        /// File with its private key, in PEM.
+        key_file: String = "its private key, in PEM",
+    }
+}
 
 /// The daemon's own settings.
 #[derive(Clone, Debug)]
@@ -44,54 +82,45 @@ pub struct Daemon {
 
 /// `None` after a complaint.
 pub(super) fn read(item: Option<Item<'_>>, root: &Item<'_>) -> Option<Daemon> {
-    let mut keys = match &item {
-        Some(item) => Some(item.section()?),
-        None => None,
+    let keys: DaemonKeys<'_> = match &item {
+        Some(item) => item.keys()?,
+        None => DaemonKeys::default(),
     };
-    let mut key = |name: &'static str| keys.as_mut().and_then(|keys| keys.item(name));
-    let standard_listen = Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 9464)));
-    let listen = key("listen").map_or(Some(standard_listen), |item| item.parse(listen));
-    let state = match key("state") {
+    let listen = optional(&keys.listen, |item| item.parse(listen));
+    let state = match keys.state {
         Some(item) => item.path(),
         None => standard_state(item.as_ref().unwrap_or(root)),
     };
-    let poll = key("poll").map_or(Some(Some(Duration::from_secs(60))), |item| item.parse(poll));
-    let verify = key("verify").map_or(Some(Duration::from_secs(3600)), |item| item.parse(interval));
-    let grace = key("grace").map_or(Some(Duration::from_secs(30)), |item| item.parse(grace));
-    let retention = key("retention").map_or(Some(YEAR), |item| item.parse(retention));
-    let audit_file = key("audit_file").map_or(Some(None), |item| item.path().map(Some));
-    let tls = optional(&key("tls"), tls);
-    let secret = key("secret_file").map_or(Some(None), |item| item.secret().map(Some));
-    let named = key("tokens").map_or(Some(Vec::new()), |item| tokens::read(&item));
-    if let Some(keys) = keys {
-        Section::finish(keys, |_| false);
-    }
+    let poll = optional(&keys.poll, |item| item.parse(poll));
+    let verify = optional(&keys.verify, |item| item.parse(interval));
+    let grace = optional(&keys.grace, |item| item.parse(grace));
+    let retention = optional(&keys.retention, |item| item.parse(retention));
+    let audit_file = optional(&keys.audit_file, Item::path);
+    let tls = optional(&keys.tls, tls);
+    let secret = optional(&keys.secret_file, Item::secret);
+    let named = optional(&keys.tokens, tokens::read);
+    let standard_listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 9464));
+    let secret = secret?.map(of_secret_file);
     Some(Daemon {
-        listen: listen?,
+        listen: listen?.unwrap_or(Some(standard_listen)),
         state: state?,
-        poll: poll?,
-        verify: verify?,
-        grace: grace?,
-        retention: retention?,
+        poll: poll?.unwrap_or(Some(Duration::from_secs(60))),
+        verify: verify?.unwrap_or(Duration::from_secs(3600)),
+        grace: grace?.unwrap_or(Duration::from_secs(30)),
+        retention: retention?.unwrap_or(YEAR),
         audit_file: audit_file?,
-        tokens: secret?
-            .map(of_secret_file)
+        tokens: secret
             .into_iter()
-            .chain(named?)
+            .chain(named?.unwrap_or_default())
             .collect(),
         tls: tls?,
     })
 }
 
 fn tls(item: &Item<'_>) -> Option<Identity> {
-    let mut keys = item.section()?;
-    let certificate = keys
-        .required("cert_file", "the certificate with its chain, in PEM")
-        .and_then(|item| item.path());
-    let key = keys
-        .required("key_file", "its private key, in PEM")
-        .and_then(|item| item.path());
-    keys.finish(|_| false);
+    let keys: ServerTlsKeys<'_> = item.keys()?;
+    let certificate = keys.cert_file.and_then(|item| item.path());
+    let key = keys.key_file.and_then(|item| item.path());
     let files = TlsFiles {
         certificate: certificate?,
         key: key?,

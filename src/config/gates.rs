@@ -10,7 +10,9 @@ use jiff::tz::TimeZone;
 use url::Url;
 
 use super::Env;
-use super::section::{Item, Section, optional};
+use super::keys::{keys, word_schema};
+use super::section::{Item, optional};
+use super::shapes::{OneOrMany, OrOff};
 use super::units;
 use crate::fault::clip;
 use crate::gate::sigstore;
@@ -28,6 +30,119 @@ const MOST_PEOPLE: usize = 20;
 /// Most entries of one list of a gate.
 const MOST: usize = 100;
 
+keys! {
+    GatesSection, GatesKeys {
+        /// Artifact types that must be attached to the image.
+        referrers: Option<OneOrMany>,
+        /// How long ago staging must have been first seen to name the digest: `24h`.
+        min_age: Option<String>,
+        /// When tags move.
+        window: Option<OrOff<OpenWindow>>,
+        /// How many principals must agree with `approve`.
+        approval: Option<OrOff<PeopleWhoAgree>>,
+        /// Signers. One signature by any of them is enough.
+        signature: Option<OrOff<Signatures>>,
+        /// Statements that must be attached to the image and verify.
+        attestation: Option<OrOff<Attestations>>,
+        /// A program that judges: exit code 0 pass, 75 wait, any other refuse.
+        command: Option<OrOff<Program>>,
+        /// A service that judges: 200 with `{"verdict":"pass|wait|refuse","reason":"…"}`.
+        http: Option<OrOff<Service>>,
+    }
+}
+
+keys! {
+    OpenWindow, WindowKeys {
+        /// The time zone of days and times: `Europe/Zurich`. Default: this machine's.
+        zone: Option<String>,
+        /// Hours in which tags move: `mon-fri 09:00-16:00`, or a list of such. Default: always.
+        open: Option<OneOrMany>,
+        /// Days on which none moves: `2026-12-24`, `2026-12-15/2027-01-05`, or a list of such.
+        closed: Option<OneOrMany>,
+    }
+}
+
+keys! {
+    PeopleWhoAgree, ApprovalKeys {
+        /// How many different established principals, without the pusher.
+        #[schemars(range(min = 1, max = 20))]
+        people: u32 = "how many different people must agree",
+    }
+}
+
+#[derive(schemars::JsonSchema)]
+#[schemars(untagged)]
+#[expect(dead_code, reason = "never filled: only its schema is used")]
+enum Signatures {
+    One(Signature),
+    Many(Vec<Signature>),
+}
+
+keys! {
+    Signature, SignatureKeys {
+        /// A signer of cosign: `key_file`, or `issuer` and `identity`.
+        cosign: SignerSection = "a key, or an issuer with an identity",
+    }
+}
+
+keys! {
+    SignerSection, SignerKeys {
+        /// File with the public key, PEM.
+        key_file: Option<String>,
+        /// The issuer of the identity, exactly.
+        issuer: Option<String>,
+        /// The identity in the certificate. `*` stands for a part of a path, `**` for several.
+        identity: Option<String>,
+        /// What certificates are verified by: `sigstore`, `github`, or a trusted-root file. Default:
+        /// sigstore.
+        root: Option<String>,
+        /// What must be signed, or what the statement must be about. Default: image.
+        on: Option<Subject>,
+    }
+}
+
+/// What must be signed, as it is written.
+const SUBJECTS: [(&str, Subject); 2] =
+    [("image", Subject::Image), ("platforms", Subject::Platforms)];
+
+word_schema!(Subject, "Subject", SUBJECTS.map(|(word, _)| word));
+
+#[derive(schemars::JsonSchema)]
+#[schemars(untagged)]
+#[expect(dead_code, reason = "never filled: only its schema is used")]
+enum Attestations {
+    One(Predicate),
+    Many(Vec<Predicate>),
+}
+
+keys! {
+    Predicate, PredicateKeys {
+        /// The type of its predicate, exactly.
+        predicate: String = "the type of the statement's predicate",
+        ..signer: SignerSection, SignerKeys,
+    }
+}
+
+keys! {
+    Program, ProgramKeys {
+        /// The program and its arguments. The question comes on its standard input, as JSON.
+        run: OneOrMany = "the program and its arguments, as a list",
+        /// How long it may take, at most 5m. Default: 60s.
+        timeout: Option<String>,
+    }
+}
+
+keys! {
+    Service, ServiceKeys {
+        /// Where the question is posted, as JSON.
+        url: String = "where the service is asked",
+        /// File with the bearer token that is sent along.
+        token_file: Option<String>,
+        /// How long it may take, at most 5m. Default: 10s.
+        timeout: Option<String>,
+    }
+}
+
 /// The gates as they are written: `None` where nothing is said, `Some(None)` for `off`.
 #[derive(Clone, Default)]
 pub(super) struct Written {
@@ -43,30 +158,22 @@ pub(super) struct Written {
 
 /// Reads `gates`.
 pub(super) fn read(item: &Item<'_>) -> Written {
-    let Some(mut keys) = item.section() else {
-        return Written::default();
-    };
-    let written = Written {
-        referrers: gate(&mut keys, "referrers", referrers),
-        min_age: gate(&mut keys, "min_age", min_age),
-        window: gate(&mut keys, "window", window),
-        approval: gate(&mut keys, "approval", approval),
-        signature: gate(&mut keys, "signature", signature),
-        attestation: gate(&mut keys, "attestation", attestation),
-        command: gate(&mut keys, "command", command),
-        http: gate(&mut keys, "http", http),
-    };
-    keys.finish(|_| false);
-    written
+    let keys: GatesKeys<'_> = item.keys().unwrap_or_default();
+    Written {
+        referrers: gate(keys.referrers, referrers),
+        min_age: gate(keys.min_age, min_age),
+        window: gate(keys.window, window),
+        approval: gate(keys.approval, approval),
+        signature: gate(keys.signature, signature),
+        attestation: gate(keys.attestation, attestation),
+        command: gate(keys.command, command),
+        http: gate(keys.http, http),
+    }
 }
 
 /// A gate of a route or of `defaults`; a mistake counts as nothing said.
-fn gate<T>(
-    keys: &mut Section<'_>,
-    key: &'static str,
-    read: impl FnOnce(&Item<'_>) -> Option<T>,
-) -> Option<Option<T>> {
-    let item = keys.item(key)?;
+fn gate<T>(item: Option<Item<'_>>, read: impl FnOnce(&Item<'_>) -> Option<T>) -> Option<Option<T>> {
+    let item = item?;
     if item.is_word("off") {
         return Some(None);
     }
@@ -194,19 +301,18 @@ fn min_age(item: &Item<'_>) -> Option<Duration> {
 }
 
 fn window(item: &Item<'_>) -> Option<Window> {
-    let mut keys = item.section()?;
-    let zone = keys.item("zone").map(|item| item.parse(zone));
-    let open = keys.item("open").map(|item| {
+    let keys: WindowKeys<'_> = item.keys()?;
+    let zone = keys.zone.map(|item| item.parse(zone));
+    let open = keys.open.map(|item| {
         let hours = entries(&item)?
             .into_iter()
             .map(|item| item.parse(str::parse));
         hours.collect::<Vec<Option<Hours>>>().into_iter().collect()
     });
-    let closed = keys.item("closed").map(|item| {
+    let closed = keys.closed.map(|item| {
         let dates = entries(&item)?.into_iter().map(|item| item.parse(dates));
         dates.collect::<Vec<Option<Dates>>>().into_iter().collect()
     });
-    keys.finish(|_| false);
     if open.is_none() && closed.is_none() {
         item.wrong("says neither `open` nor `closed`: it would always be open");
         return None;
@@ -219,10 +325,8 @@ fn window(item: &Item<'_>) -> Option<Window> {
 }
 
 fn approval(item: &Item<'_>) -> Option<Approval> {
-    let mut keys = item.section()?;
-    let people = keys.required("people", "how many different people must agree");
-    keys.finish(|_| false);
-    let people = people?.parse(|text| match text.parse::<usize>() {
+    let keys: ApprovalKeys<'_> = item.keys()?;
+    let people = keys.people?.parse(|text| match text.parse::<usize>() {
         Ok(people) if (1..=MOST_PEOPLE).contains(&people) => Ok(people),
         _ => Err(format!("is a number from 1 to {MOST_PEOPLE}")),
     });
@@ -231,14 +335,9 @@ fn approval(item: &Item<'_>) -> Option<Approval> {
 
 fn signature(item: &Item<'_>) -> Option<Vec<Trusted>> {
     let signers = entries(item)?.into_iter().map(|item| {
-        let mut keys = item.section()?;
-        let cosign = keys.required("cosign", "a key, or an issuer with an identity");
-        keys.finish(|_| false);
-        let item = cosign?;
-        let mut keys = item.section()?;
-        let trusted = trusted(&item, &mut keys);
-        keys.finish(|_| false);
-        trusted
+        let keys: SignatureKeys<'_> = item.keys()?;
+        let item = keys.cosign?;
+        trusted(&item, &item.keys()?)
     });
     let signers: Vec<Option<Trusted>> = signers.collect();
     signers.into_iter().collect()
@@ -246,12 +345,9 @@ fn signature(item: &Item<'_>) -> Option<Vec<Trusted>> {
 
 fn attestation(item: &Item<'_>) -> Option<Vec<Attestation>> {
     let attestations = entries(item)?.into_iter().map(|item| {
-        let mut keys = item.section()?;
-        let predicate = keys
-            .required("predicate", "the type of the statement's predicate")
-            .and_then(|item| item.word());
-        let trusted = trusted(&item, &mut keys);
-        keys.finish(|_| false);
+        let keys: PredicateKeys<'_> = item.keys()?;
+        let predicate = keys.predicate.and_then(|item| item.word());
+        let trusted = trusted(&item, &keys.signer);
         Some(Attestation {
             predicate: predicate?,
             trusted: trusted?,
@@ -262,20 +358,14 @@ fn attestation(item: &Item<'_>) -> Option<Vec<Attestation>> {
 }
 
 /// A signer: `key_file`, or `issuer` with `identity` and `root`.
-fn trusted(item: &Item<'_>, keys: &mut Section<'_>) -> Option<Trusted> {
-    let key = keys.item("key_file");
-    let issuer = keys.item("issuer");
-    let identity = keys.item("identity");
-    let root_item = keys.item("root");
-    let on = optional(&keys.item("on"), |item| {
-        item.one_of([("image", Subject::Image), ("platforms", Subject::Platforms)])
-    });
-    let signer = match (&key, &issuer, &identity) {
-        (Some(key), None, None) if root_item.is_none() => public_key(key).map(Signer::Key),
+fn trusted(item: &Item<'_>, keys: &SignerKeys<'_>) -> Option<Trusted> {
+    let on = optional(&keys.on, |item| item.one_of(SUBJECTS));
+    let signer = match (&keys.key_file, &keys.issuer, &keys.identity) {
+        (Some(key), None, None) if keys.root.is_none() => public_key(key).map(Signer::Key),
         (None, Some(issuer), Some(identity)) => {
             let issuer = issuer.word();
             let pattern = identity.parse(identity_glob);
-            let root = optional(&root_item, root);
+            let root = optional(&keys.root, root);
             issuer
                 .zip(pattern)
                 .zip(root)
@@ -343,12 +433,9 @@ fn file_text(item: &Item<'_>) -> Option<String> {
 const ENVIRONMENT: [&str; 2] = ["PATH", "LANG"];
 
 fn command(item: &Item<'_>) -> Option<Command> {
-    let mut keys = item.section()?;
-    let run = keys
-        .required("run", "the program and its arguments, as a list")
-        .and_then(|item| program(&item));
-    let timeout = timeout(&mut keys, Duration::from_secs(60));
-    keys.finish(|_| false);
+    let keys: ProgramKeys<'_> = item.keys()?;
+    let run = keys.run.and_then(|item| program(&item));
+    let timeout = optional(&keys.timeout, timeout);
     let env = item.reader().env;
     let environment = ENVIRONMENT
         .iter()
@@ -356,7 +443,7 @@ fn command(item: &Item<'_>) -> Option<Command> {
         .collect();
     Some(Command {
         run: run?,
-        timeout: timeout?,
+        timeout: timeout?.unwrap_or(Duration::from_secs(60)),
         environment,
     })
 }
@@ -401,27 +488,21 @@ fn not_runnable(program: &str, env: &Env<'_>) -> Option<String> {
     })
 }
 
-fn timeout(keys: &mut Section<'_>, usual: Duration) -> Option<Duration> {
-    let Some(item) = keys.item("timeout") else {
-        return Some(usual);
-    };
+fn timeout(item: &Item<'_>) -> Option<Duration> {
     item.parse(|text| {
         units::duration_within(text, Duration::from_millis(100), Duration::from_secs(300))
     })
 }
 
 fn http(item: &Item<'_>) -> Option<Http> {
-    let mut keys = item.section()?;
-    let url = keys
-        .required("url", "where the service is asked")
-        .and_then(|item| item.parse(url));
-    let token = optional(&keys.item("token_file"), |item| item.secret());
-    let timeout = timeout(&mut keys, Duration::from_secs(10));
-    keys.finish(|_| false);
+    let keys: ServiceKeys<'_> = item.keys()?;
+    let url = keys.url.and_then(|item| item.parse(url));
+    let token = optional(&keys.token_file, Item::secret);
+    let timeout = optional(&keys.timeout, timeout);
     Some(Http {
         url: url?,
         token: token?.map(Token::new),
-        timeout: timeout?,
+        timeout: timeout?.unwrap_or(Duration::from_secs(10)),
     })
 }
 

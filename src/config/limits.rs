@@ -4,7 +4,9 @@ use std::num::NonZeroUsize;
 
 use jiff::tz::TimeZone;
 
-use super::section::{Item, Section, optional};
+use super::keys::keys;
+use super::section::{Item, optional};
+use super::shapes::{Number, OneOrMany};
 use super::units;
 use crate::fault::clip;
 use crate::transfer::bandwidth::{Plan, Window};
@@ -26,12 +28,47 @@ pub struct Limits {
     pub bandwidth: Option<Plan>,
 }
 
-pub(super) fn limits(section: &mut Section<'_>) -> Option<Limits> {
-    let concurrency = optional(&section.item("concurrency"), |item| item.parse(at_once));
-    let requests_per_second = optional(&section.item("requests_per_second"), |item| {
-        item.parse(rate)
-    });
-    let bandwidth = optional(&section.item("bandwidth"), bandwidth);
+keys! {
+    Spared, LimitsKeys {
+        /// Requests at once, 1 to 256.
+        concurrency: Option<Number>,
+        /// Requests in a second, on average.
+        requests_per_second: Option<Number>,
+        /// Bytes in a second: `50MiB`; or windows, of which the first that holds counts. Default: no
+        /// limit.
+        bandwidth: Option<Bandwidth>,
+    }
+}
+
+/// One rate, or rates by day and time.
+#[derive(schemars::JsonSchema)]
+#[schemars(untagged)]
+#[expect(dead_code, reason = "never filled: only its schema is used")]
+enum Bandwidth {
+    Always(Number),
+    Windows(#[schemars(length(min = 1, max = 50))] Vec<WindowOfRate>),
+}
+
+keys! {
+    WindowOfRate, WindowKeys {
+        /// The days on which it begins: `sat`, `mon-fri`, or a list of such. Default: all.
+        days: Option<OneOrMany>,
+        /// When it begins, by the clock of this machine's time zone: `08:00`. Default: the whole day.
+        #[schemars(regex(pattern = "^[0-9]{2}:[0-9]{2}$"))]
+        from: Option<String>,
+        /// When it is over; before `from`: on the next day.
+        #[schemars(regex(pattern = "^[0-9]{2}:[0-9]{2}$"))]
+        to: Option<String>,
+        /// Bytes in a second: `50MiB`, or `off` for no limit.
+        rate: Number = "bytes in a second (50MiB), or off for no limit",
+    }
+}
+
+/// `None` after a complaint.
+pub(super) fn limits(keys: &LimitsKeys<'_>) -> Option<Limits> {
+    let concurrency = optional(&keys.concurrency, |item| item.parse(at_once));
+    let requests_per_second = optional(&keys.requests_per_second, |item| item.parse(rate));
+    let bandwidth = optional(&keys.bandwidth, bandwidth);
     Some(Limits {
         concurrency: concurrency?,
         requests_per_second: requests_per_second?,
@@ -99,15 +136,10 @@ fn bandwidth(item: &Item<'_>) -> Option<Plan> {
 }
 
 fn window(item: &Item<'_>) -> Option<Window> {
-    let mut section = item.section()?;
-    let days = optional(&section.item("days"), days);
-    let from = section.item("from");
-    let to = section.item("to");
-    let rate = section
-        .required("rate", "bytes in a second (50MiB), or off for no limit")
-        .and_then(|item| item.parse(amount));
-    section.finish(|_| false);
-    let times = match (&from, &to) {
+    let keys: WindowKeys<'_> = item.keys()?;
+    let days = optional(&keys.days, days);
+    let rate = keys.rate.and_then(|item| item.parse(amount));
+    let times = match (&keys.from, &keys.to) {
         (Some(from), Some(to)) => times(from, to),
         (None, None) => Some((0, DAY)),
         (Some(_), None) => complain(item, "to", "is missing: from needs it"),

@@ -9,16 +9,21 @@
 //! | `yaml` | the document as a tree in which everything knows its place |
 //! | `substitute` | `${VAR}` in values |
 //! | `section` | mappings, read key by key; unknown keys; files and secrets |
+//! | `keys` | the keys of a mapping, written once for reader and schema |
 //! | `units` | durations and amounts |
+//! | `document` | the file's top level |
 //! | `daemon`, `registries`, `limits`, `receivers`, `queues`, `routes` | the parts of the file; what a registry is spared |
 //! | `tokens` | bearer tokens and their rights |
 //! | `aws` | what registries and queues say about AWS |
 //! | `state_path` | `daemon.state` alone, for commands that need nothing else |
+//! | `shapes` | shapes that values of several keys have |
 //! | `schema` | the file's shape as JSON schema, for editors |
 
 mod aws;
 mod daemon;
+mod document;
 mod gates;
+mod keys;
 mod limits;
 mod problem;
 mod queues;
@@ -27,6 +32,7 @@ mod registries;
 mod routes;
 mod schema;
 mod section;
+mod shapes;
 mod state_path;
 mod substitute;
 #[cfg(test)]
@@ -48,7 +54,6 @@ pub use registries::{Registry, RegistryKind};
 pub use schema::schema;
 pub use state_path::{StatePath, state_path};
 
-use crate::oci::Digest;
 use crate::route::Route;
 use crate::watch::{queue_consumer, receiver};
 use problem::Problems;
@@ -133,7 +138,7 @@ impl Config {
             env,
             folder: path.parent().unwrap_or(Path::new("")),
         };
-        let config = read(&Item::root(&reader, &root), path, text);
+        let config = document::read(&Item::root(&reader, &root), path, text);
         let missing = problems.missing();
         problems
             .settle(config)
@@ -165,39 +170,4 @@ fn begins_a_value(line: &str, at: usize) -> bool {
 
 fn is_before_a_name(line: &str, at: usize) -> bool {
     line[at + 1..].starts_with(|next: char| next.is_alphanumeric() || next == '_')
-}
-
-fn read(root: &Item<'_>, path: &Path, text: &str) -> Option<Config> {
-    let mut keys = root.section()?;
-    let daemon = daemon::read(keys.item("daemon"), root);
-    let registries = keys
-        .required("registries", "name those that the routes read and write")
-        .map(registries::read);
-    let receivers = keys.item("receivers");
-    let receivers = registries
-        .as_ref()
-        .and_then(|registries| receivers::read(receivers, registries));
-    let queues = keys.item("queues");
-    let queues = registries
-        .as_ref()
-        .and_then(|registries| queues::read(queues, registries));
-    let defaults = keys.item("defaults");
-    let routes = keys.required("routes", "say what goes where");
-    let names = registries
-        .as_ref()
-        .map(registries::Read::origins)
-        .unwrap_or_default();
-    let routes = routes::read(routes, defaults, &names);
-    keys.finish(|key| key.starts_with("x-"));
-    let hash = Digest::sha256(text.as_bytes()).encoded()[..12].to_owned();
-    Some(Config {
-        path: path.to_owned(),
-        hash,
-        daemon: daemon?,
-        receivers: receivers?,
-        queues: queues?,
-        registries: registries?.registries,
-        routes,
-        missing: Vec::new(),
-    })
 }

@@ -1,11 +1,26 @@
 //! `queues`: queues of push events, read with the credentials of AWS.
 
-use super::aws::{IdentityKeys, endpoint, region};
+use super::aws::{CredentialsKeys, CredentialsSection, endpoint, region};
+use super::keys::keys;
 use super::receivers::notifier_for;
 use super::registries::{Read, RegistryKind, is_name};
 use super::section::{Item, optional};
 use crate::sqs;
 use crate::watch::queue_consumer::Settings;
+
+keys! {
+    Queue, QueueKeys {
+        /// The URL of the queue: `https://sqs.REGION.amazonaws.com/ACCOUNT/NAME`.
+        sqs: String = "the URL of the queue",
+        /// The registry that its events are about.
+        registry: String = "the registry that its events are about",
+        /// AWS region, where the URL does not tell it.
+        region: Option<String>,
+        /// Address of SQS, for emulators and private endpoints. Default: the host of the URL.
+        endpoint: Option<String>,
+        ..credentials: CredentialsSection, CredentialsKeys,
+    }
+}
 
 /// `None` after a complaint.
 pub(super) fn read(item: Option<Item<'_>>, registries: &Read) -> Option<Vec<Settings>> {
@@ -46,32 +61,18 @@ fn is_alone(queue: &Settings, item: &Item<'_>, others: &[Settings]) -> bool {
 }
 
 fn queue(name: &str, item: &Item<'_>, registries: &Read) -> Option<Settings> {
-    let mut section = item.section()?;
-    let url = section.required("sqs", "the URL of the queue");
-    let registry = section.required("registry", "the registry that its events are about");
-    let role_arn = section.item("role_arn");
-    let external_id = section.item("external_id");
-    let role_session_name = section.item("role_session_name");
-    let aws_profile = section.item("aws_profile");
-    let region_item = section.item("region");
-    let endpoint_item = section.item("endpoint");
-    let itself = section.itself().clone();
-    section.finish(|_| false);
-    let identity_keys = IdentityKeys {
-        role_arn: &role_arn,
-        external_id: &external_id,
-        role_session_name: &role_session_name,
-        aws_profile: &aws_profile,
-    };
-    let identity = identity_keys.read(&itself);
-    let address: Option<sqs::Address> = url.and_then(|item| item.parse(str::parse));
-    let registry = registry.and_then(|item| sending_registry(&item, registries));
-    let region = optional(&region_item, |item| item.parse(region));
-    let endpoint = optional(&endpoint_item, |item| item.parse(endpoint));
+    let keys: QueueKeys<'_> = item.keys()?;
+    let identity = keys.credentials.read(item);
+    let address: Option<sqs::Address> = keys.sqs.and_then(|item| item.parse(str::parse));
+    let registry = keys
+        .registry
+        .and_then(|item| sending_registry(&item, registries));
+    let region = optional(&keys.region, |item| item.parse(region));
+    let endpoint = optional(&keys.endpoint, |item| item.parse(endpoint));
     let address = address?;
     let region = region?;
     if region.is_none() && address.region().is_none() {
-        itself.missing("region", "is missing: the URL does not tell it");
+        item.missing("region", "is missing: the URL does not tell it");
         return None;
     }
     Some(Settings {

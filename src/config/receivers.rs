@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use super::keys::{keys, word_schema};
 use super::registries::{self, Registry, RegistryKind, is_name};
-use super::section::{Item, Section, optional};
+use super::section::{Item, optional};
+use super::shapes::Number;
 use crate::ecr;
 use crate::fault::clip;
 use crate::glob::Glob;
@@ -15,6 +17,54 @@ use crate::watch::receiver::{Kind, Notifier};
 
 /// Deliveries in a second that a receiver may be limited to at most.
 const HIGHEST_LIMIT: u32 = 100_000;
+
+keys! {
+    Receiver, ReceiverKeys {
+        /// What sends.
+        kind: Kind = "say what sends: distribution, harbor, ecr, …",
+        /// Notifications in a second, 1 to 100000. Default: 2000.
+        limit: Option<Number>,
+        ..notifier: Sender, SenderKeys,
+        ..authentication: Authenticated, AuthenticationKeys,
+    }
+}
+
+keys! {
+    Sender, SenderKeys {
+        /// The registry that notifications are about.
+        registry: String = "name the registry that notifications are about",
+        /// Replaces the first part of a repository's name: `{docker-local: docker}`.
+        rewrite: Option<BTreeMap<String, String>>,
+    }
+}
+
+keys! {
+    Authenticated, AuthenticationKeys {
+        /// File with the secret of the sender; with two lines, both are valid.
+        secret_file: Option<String>,
+        /// Instead of a secret: tokens of an identity provider in `Authorization`.
+        oidc: Option<Oidc>,
+        /// Whether every client that reaches the listener may send. Default: false.
+        unauthenticated: Option<bool>,
+    }
+}
+
+/// Why an identity provider alone is not enough.
+const CLAIMS_ARE_NEEDED: &str =
+    "at least one: every account of a public issuer gets tokens for every audience";
+
+keys! {
+    Oidc, OidcKeys {
+        /// The URL of the identity provider, as its tokens name it.
+        issuer: String = "the URL of the identity provider",
+        /// What the tokens are for.
+        audience: String = "what the tokens are for",
+        /// Claims that a token must have; `*` stands for any characters but `/`, `**` for any.
+        claims: BTreeMap<String, String> = CLAIMS_ARE_NEEDED,
+    }
+}
+
+word_schema!(Kind, "ReceiverKind", Kind::ALL.map(Kind::name));
 
 pub(super) fn read(item: Option<Item<'_>>, registries: &registries::Read) -> Option<Vec<Settings>> {
     let Some(item) = item else {
@@ -32,15 +82,12 @@ pub(super) fn read(item: Option<Item<'_>>, registries: &registries::Read) -> Opt
 }
 
 fn receiver(name: &str, item: &Item<'_>, registries: &registries::Read) -> Option<Settings> {
-    let mut keys = item.section()?;
-    let kinds = || Kind::ALL.into_iter().map(|kind| (kind.name(), kind));
-    let kind = keys
-        .required("kind", "say what sends: distribution, harbor, ecr, …")
-        .and_then(|item| item.one_of(kinds()));
-    let notifier = notifier(&mut keys, registries);
-    let limit = optional(&keys.item("limit"), |item| item.parse(limit));
-    let authentication = authentication(&mut keys);
-    keys.finish(|_| false);
+    let keys: ReceiverKeys<'_> = item.keys()?;
+    let kinds = Kind::ALL.map(|kind| (kind.name(), kind));
+    let kind = keys.kind.and_then(|item| item.one_of(kinds));
+    let notifier = notifier(keys.notifier, registries);
+    let limit = optional(&keys.limit, |item| item.parse(limit));
+    let authentication = authentication(&keys.authentication, item);
     Some(Settings {
         name: name.into(),
         kind: kind?,
@@ -51,14 +98,12 @@ fn receiver(name: &str, item: &Item<'_>, registries: &registries::Read) -> Optio
 }
 
 /// The registry that the keys `registry` and `rewrite` describe.
-pub(super) fn notifier(keys: &mut Section<'_>, registries: &registries::Read) -> Option<Notifier> {
-    let registry = keys
-        .required("registry", "name the registry that notifications are about")
-        .and_then(|item| {
-            let name = item.word()?;
-            registries.check_name(&item, &name).then_some(name)
-        });
-    let rewrite = optional(&keys.item("rewrite"), rewrite);
+fn notifier(keys: SenderKeys<'_>, registries: &registries::Read) -> Option<Notifier> {
+    let registry = keys.registry.and_then(|item| {
+        let name = item.word()?;
+        registries.check_name(&item, &name).then_some(name)
+    });
+    let rewrite = optional(&keys.rewrite, rewrite);
     let registry = registry?;
     Some(Notifier {
         rewrite: rewrite?.unwrap_or_default(),
@@ -121,17 +166,14 @@ fn limit(text: &str) -> Result<u32, String> {
 }
 
 /// Exactly one way: a receiver without a secret is one on purpose.
-fn authentication(keys: &mut Section<'_>) -> Option<Authentication> {
-    let secret_file = keys.item("secret_file");
-    let oidc_item = keys.item("oidc");
-    let unauthenticated = keys.item("unauthenticated");
-    let secrets = optional(&secret_file, secrets);
-    let verifier = optional(&oidc_item, oidc);
-    let is_open = optional(&unauthenticated, Item::truth).map(Option::unwrap_or_default);
+fn authentication(keys: &AuthenticationKeys<'_>, item: &Item<'_>) -> Option<Authentication> {
+    let secrets = optional(&keys.secret_file, secrets);
+    let verifier = optional(&keys.oidc, oidc);
+    let is_open = optional(&keys.unauthenticated, Item::truth).map(Option::unwrap_or_default);
     let ways: Vec<(&Option<Item<'_>>, Authentication)> = [
-        secrets?.map(|secrets| (&secret_file, Authentication::Secrets(secrets))),
-        verifier?.map(|verifier| (&oidc_item, Authentication::Oidc(verifier))),
-        is_open?.then_some((&unauthenticated, Authentication::Nothing)),
+        secrets?.map(|secrets| (&keys.secret_file, Authentication::Secrets(secrets))),
+        verifier?.map(|verifier| (&keys.oidc, Authentication::Oidc(verifier))),
+        is_open?.then_some((&keys.unauthenticated, Authentication::Nothing)),
     ]
     .into_iter()
     .flatten()
@@ -140,7 +182,7 @@ fn authentication(keys: &mut Section<'_>) -> Option<Authentication> {
         [(_, only)] => Some(only.clone()),
         [] => {
             let text = "is missing: without it anyone may ask for looks (or say oidc, or unauthenticated: true)";
-            keys.itself().missing("secret_file", text);
+            item.missing("secret_file", text);
             None
         }
         [_, (second, _), ..] => {
@@ -152,19 +194,11 @@ fn authentication(keys: &mut Section<'_>) -> Option<Authentication> {
 }
 
 /// `oidc: {issuer, audience, claims}`.
-pub(super) fn oidc(item: &Item<'_>) -> Option<Verifier> {
-    let mut keys = item.section()?;
-    let issuer = keys
-        .required("issuer", "the URL of the identity provider")
-        .and_then(|item| item.parse(Issuer::parse));
-    let audience = keys
-        .required("audience", "what the tokens are for")
-        .and_then(|item| item.word());
-    let why = "at least one: every account of a public issuer gets tokens for every audience";
-    let claims = keys
-        .required("claims", why)
-        .and_then(|item| claims(&item, why));
-    keys.finish(|_| false);
+fn oidc(item: &Item<'_>) -> Option<Verifier> {
+    let keys: OidcKeys<'_> = item.keys()?;
+    let issuer = keys.issuer.and_then(|item| item.parse(Issuer::parse));
+    let audience = keys.audience.and_then(|item| item.word());
+    let claims = keys.claims.and_then(|item| claims(&item));
     Some(Verifier::new(oidc::Settings {
         issuer: issuer?,
         audience: audience?,
@@ -172,14 +206,14 @@ pub(super) fn oidc(item: &Item<'_>) -> Option<Verifier> {
     }))
 }
 
-fn claims(item: &Item<'_>, why: &str) -> Option<BTreeMap<String, Glob>> {
+fn claims(item: &Item<'_>) -> Option<BTreeMap<String, Glob>> {
     let section = item.section()?;
     let mut claims = BTreeMap::new();
     for (name, item) in section.entries() {
         claims.insert(name.to_owned(), item.parse(str::parse)?);
     }
     if claims.is_empty() {
-        item.wrong(format!("is empty: {why}"));
+        item.wrong(format!("is empty: {CLAIMS_ARE_NEEDED}"));
         return None;
     }
     Some(claims)

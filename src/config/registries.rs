@@ -7,10 +7,12 @@ use std::path::PathBuf;
 use secrecy::SecretSlice;
 use url::Url;
 
-use super::aws::{IdentityKeys, account, arn, endpoint, region};
-use super::limits::{Limits, limits};
+use super::aws::{CredentialsKeys, CredentialsSection, account, arn, endpoint, region};
+use super::keys::{keys, word_schema};
+use super::limits::{Limits, LimitsKeys, Spared, limits};
 use super::problem::hint;
-use super::section::{Item, Section, optional};
+use super::section::{Item, optional};
+use super::shapes::Number;
 use super::units::is_made_of;
 use crate::ecr;
 use crate::endpoint::Origin;
@@ -123,53 +125,56 @@ pub(super) fn is_name(name: &str) -> bool {
         && is_made_of(name, "_.-")
 }
 
-/// Keys that only a registry over HTTP has.
-#[derive(Clone)]
-struct Keys<'a> {
-    auth: Option<Item<'a>>,
-    username: Option<Item<'a>>,
-    password_file: Option<Item<'a>>,
-    token_file: Option<Item<'a>>,
-    region: Option<Item<'a>>,
-    role_arn: Option<Item<'a>>,
-    external_id: Option<Item<'a>>,
-    role_session_name: Option<Item<'a>>,
-    aws_profile: Option<Item<'a>>,
-    account: Option<Item<'a>>,
-    identity: Option<Item<'a>>,
-    ecr_endpoint: Option<Item<'a>>,
-    ca_file: Option<Item<'a>>,
-    client_cert_file: Option<Item<'a>>,
-    client_key_file: Option<Item<'a>>,
-    token_realms: Option<Item<'a>>,
-    insecure: Option<Item<'a>>,
-    kind: Option<Item<'a>>,
+keys! {
+    RegistrySection, RegistryKeys {
+        /// `https://host[:port]`, `http://host[:port]`, or `layout:/path` for a folder of OCI image
+        /// layouts.
+        url: String = "https://host, http://host or layout:/path",
+        ..remote: RemoteSection, Keys,
+        ..limits: Spared, LimitsKeys,
+    }
 }
 
-impl<'a> Keys<'a> {
-    fn of(section: &mut Section<'a>) -> Keys<'a> {
-        Keys {
-            auth: section.item("auth"),
-            username: section.item("username"),
-            password_file: section.item("password_file"),
-            token_file: section.item("token_file"),
-            region: section.item("region"),
-            role_arn: section.item("role_arn"),
-            external_id: section.item("external_id"),
-            role_session_name: section.item("role_session_name"),
-            aws_profile: section.item("aws_profile"),
-            account: section.item("account"),
-            identity: section.item("identity"),
-            ecr_endpoint: section.item("ecr_endpoint"),
-            ca_file: section.item("ca_file"),
-            client_cert_file: section.item("client_cert_file"),
-            client_key_file: section.item("client_key_file"),
-            token_realms: section.item("token_realms"),
-            insecure: section.item("insecure"),
-            kind: section.item("kind"),
-        }
+keys! {
+    /// Keys that only a registry over HTTP has.
+    RemoteSection, Keys {
+        /// The identity there. Default: basic or bearer when their keys are given; ecr for the hosts
+        /// of private ECR registries; else the Docker config and its credential helpers, else
+        /// anonymous.
+        auth: Option<Auth>,
+        /// For `auth: basic`.
+        username: Option<String>,
+        /// File with the password, for `auth: basic`.
+        password_file: Option<String>,
+        /// File with the token, for `auth: bearer`.
+        token_file: Option<String>,
+        /// File with the certificates of authorities to trust besides the system's, in PEM.
+        ca_file: Option<String>,
+        /// File with our certificate for mutual TLS, in PEM.
+        client_cert_file: Option<String>,
+        /// File with its private key, in PEM.
+        client_key_file: Option<String>,
+        /// Hosts besides the registry's own domain to which credentials may go for a token.
+        token_realms: Option<Vec<String>>,
+        /// Whether credentials may travel over plain http beyond this machine. Default: false.
+        insecure: Option<bool>,
+        /// Overrides the recognised kind of registry.
+        kind: Option<Kind>,
+        /// AWS region, where the host does not tell it.
+        region: Option<String>,
+        /// AWS account of the registry, where the host does not tell it.
+        account: Option<Number>,
+        /// The ARN that we must turn out to be.
+        identity: Option<String>,
+        /// Address of ECR's control plane, for emulators and private endpoints.
+        ecr_endpoint: Option<String>,
+        ..credentials: CredentialsSection, CredentialsKeys,
     }
+}
 
+word_schema!(Kind, "Kind", Kind::ALL.map(Kind::name));
+
+impl<'a> Keys<'a> {
     fn basic(&self) -> [&Option<Item<'a>>; 2] {
         [&self.username, &self.password_file]
     }
@@ -177,15 +182,17 @@ impl<'a> Keys<'a> {
     fn aws(&self) -> [&Option<Item<'a>>; 8] {
         let Keys {
             region,
-            role_arn,
-            external_id,
-            role_session_name,
-            aws_profile,
             account,
             identity,
             ecr_endpoint,
             ..
         } = self;
+        let CredentialsKeys {
+            role_arn,
+            external_id,
+            role_session_name,
+            aws_profile,
+        } = &self.credentials;
         [
             region,
             role_arn,
@@ -246,21 +253,19 @@ const AUTH: [(&str, Auth); 5] = [
     ("anonymous", Auth::Anonymous),
 ];
 
+word_schema!(Auth, "Auth", AUTH.map(|(word, _)| word));
+
 fn registry(name: &str, item: &Item<'_>, logins: &mut Vec<ecr::Login>) -> Option<Registry> {
-    let mut section = item.section()?;
-    let url = section.required("url", "https://host, http://host or layout:/path");
-    let keys = Keys::of(&mut section);
-    let limits = limits(&mut section);
-    let address = url.as_ref().and_then(address);
-    let kind = match address {
-        Some(Address::Remote(url_of)) => {
-            remote(name, url_of, url.as_ref()?, &keys, section.itself(), logins)
-                .map(RegistryKind::Remote)
+    let keys: RegistryKeys<'_> = item.keys()?;
+    let limits = limits(&keys.limits);
+    let url_item = keys.url.as_ref();
+    let kind = match url_item.and_then(address) {
+        Some(Address::Remote(url)) => {
+            remote(name, url, url_item?, &keys.remote, item, logins).map(RegistryKind::Remote)
         }
-        Some(Address::Layout(path)) => layout(path, &keys),
+        Some(Address::Layout(path)) => layout(path, &keys.remote),
         None => None,
     };
-    section.finish(|_| false);
     Some(Registry {
         name: name.to_owned(),
         kind: kind?,
@@ -493,13 +498,7 @@ fn ecr_settings(host: &str, keys: &Keys<'_>, itself: &Item<'_>) -> Option<ecr::S
     if keys.region.is_none() && recognised.is_none() {
         itself.missing("region", "is missing: the host does not tell it");
     }
-    let identity_keys = IdentityKeys {
-        role_arn: &keys.role_arn,
-        external_id: &keys.external_id,
-        role_session_name: &keys.role_session_name,
-        aws_profile: &keys.aws_profile,
-    };
-    let credentials = identity_keys.read(itself);
+    let credentials = keys.credentials.read(itself);
     let region = optional(&keys.region, |item| {
         let region = item.parse(region)?;
         let there = recognised.as_ref().map(|host| &host.region);

@@ -6,8 +6,10 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use super::gates;
+use super::keys::{Keys as _, keys, word_schema};
 use super::problem::hint;
-use super::section::{Item, Section};
+use super::section::Item;
+use super::shapes::{Number, OneOrMany, Word};
 use super::units::is_made_of;
 use crate::ecr;
 use crate::endpoint::Origin;
@@ -22,6 +24,76 @@ const MOST_ROUTES: usize = 2000;
 
 /// The registries' names, with their origins as far as they are known.
 type Origins = BTreeMap<String, Option<Origin>>;
+
+keys! {
+    Defaults, DefaultsKeys {
+        ..rules: RulesSection, RulesKeys,
+    }
+}
+
+keys! {
+    RouteSection, RouteKeys {
+        /// Label in metrics, logs and history; unique. Default: `from` without the registry's name.
+        name: Option<String>,
+        /// Registry, slash, source repository. `*` captures within one path part, `**` across parts.
+        from: String = "registry/repository",
+        /// Registry, slash, destination repository, or a list of such. `{1}` is the first capture.
+        to: OneOrMany = "registry/repository, or a list of such",
+        ..rules: RulesSection, RulesKeys,
+    }
+}
+
+keys! {
+    RulesSection, RulesKeys {
+        /// Which tags.
+        tags: Option<Tags>,
+        /// What happens to a production tag with another digest that we never wrote. Default: keep.
+        existing: Option<Existing>,
+        /// What happens to a production tag that we wrote and a person changed. Default: keep.
+        drift: Option<Drift>,
+        /// What happens when a destination repository is missing (ECR). Default: never.
+        create: Option<Creates>,
+        /// How repositories are set up that `create: template` makes.
+        template: Option<TemplateSection>,
+        /// What must be so before a tag moves. Those of defaults and of a route merge gate by gate.
+        gates: Option<gates::GatesSection>,
+    }
+}
+
+keys! {
+    Tags, TagsKeys {
+        /// A tag passes when one of these matches: a tag, a glob, `semver:>=1.2 <3`, or `/regular
+        /// expression/`. Required, here or in defaults.
+        include: Option<OneOrMany>,
+        /// A tag that one of these matches does not pass: always wins.
+        exclude: Option<OneOrMany>,
+        /// Of the tags that parse as versions, the highest so many.
+        newest: Option<Number>,
+        /// Tags that may name another digest later. Default: latest.
+        moving: Option<OneOrMany>,
+    }
+}
+
+keys! {
+    TemplateSection, TemplateKeys {
+        /// Whether tags never move. Default: true.
+        immutable: Option<bool>,
+        /// At most five wildcards for tags that are exempt from that.
+        except: Option<OneOrMany>,
+        /// Whether images are scanned when they are pushed. Default: false.
+        scan_on_push: Option<bool>,
+        /// Whether KMS encrypts, with the account's key. Default: false, AES-256.
+        kms: Option<bool>,
+        /// The KMS key that encrypts.
+        kms_key: Option<String>,
+        /// File with the lifecycle policy, JSON.
+        lifecycle_policy_file: Option<String>,
+        /// File with the repository policy, JSON.
+        policy_file: Option<String>,
+        /// Tags of the repository as an AWS resource.
+        resource_tags: Option<BTreeMap<String, Word>>,
+    }
+}
 
 /// What a route says, or leaves to the defaults.
 #[derive(Clone, Default)]
@@ -44,6 +116,15 @@ enum Creates {
     Template,
     Clone,
 }
+
+/// As it is written.
+const CREATES: [(&str, Creates); 3] = [
+    ("never", Creates::Never),
+    ("template", Creates::Template),
+    ("clone", Creates::Clone),
+];
+
+word_schema!(Creates, "Create", CREATES.map(|(word, _)| word));
 
 /// A route with the places of its parts.
 struct Written<'a> {
@@ -88,49 +169,39 @@ pub(super) fn read(
 }
 
 fn defaults_of(item: &Item<'_>) -> Rules {
-    let Some(mut keys) = item.section() else {
+    let Some(mut section) = item.section() else {
         return Rules::default();
     };
-    let rules = rules(&mut keys);
+    let keys = DefaultsKeys::take(&mut section);
     for key in ["name", "from", "to"] {
-        if let Some(item) = keys.item(key) {
+        if let Some(item) = section.item(key) {
             item.wrong("belongs to one route and has no default");
         }
     }
-    keys.finish(|_| false);
-    rules
+    section.finish(|_| false);
+    rules(keys.rules)
 }
 
-fn rules(keys: &mut Section<'_>) -> Rules {
-    let mut rules = Rules::default();
-    if let Some(mut tags) = keys.item("tags").and_then(|item| item.section()) {
-        rules.include = tags.item("include").map(|item| included(&item));
-        rules.exclude = tags.item("exclude").map(|item| tag_rules(&item));
-        rules.newest = tags.item("newest").and_then(|item| item.parse(newest));
-        rules.moving = tags.item("moving").map(|item| tag_rules(&item));
-        tags.finish(|_| false);
+fn rules(keys: RulesKeys<'_>) -> Rules {
+    let tags: TagsKeys<'_> = keys.tags.and_then(|item| item.keys()).unwrap_or_default();
+    Rules {
+        include: tags.include.map(|item| included(&item)),
+        exclude: tags.exclude.map(|item| tag_rules(&item)),
+        newest: tags.newest.and_then(|item| item.parse(newest)),
+        moving: tags.moving.map(|item| tag_rules(&item)),
+        existing: keys
+            .existing
+            .and_then(|item| item.one_of([("keep", Existing::Keep), ("adopt", Existing::Adopt)])),
+        drift: keys
+            .drift
+            .and_then(|item| item.one_of([("keep", Drift::Keep), ("restore", Drift::Restore)])),
+        create: keys.create.and_then(|item| item.one_of(CREATES)),
+        template: keys.template.and_then(|item| template(&item)).map(Arc::new),
+        gates: keys
+            .gates
+            .map(|item| gates::read(&item))
+            .unwrap_or_default(),
     }
-    rules.existing = keys
-        .item("existing")
-        .and_then(|item| item.one_of([("keep", Existing::Keep), ("adopt", Existing::Adopt)]));
-    let words = [
-        ("never", Creates::Never),
-        ("template", Creates::Template),
-        ("clone", Creates::Clone),
-    ];
-    rules.create = keys.item("create").and_then(|item| item.one_of(words));
-    rules.template = keys
-        .item("template")
-        .and_then(|item| template(&item))
-        .map(Arc::new);
-    rules.drift = keys
-        .item("drift")
-        .and_then(|item| item.one_of([("keep", Drift::Keep), ("restore", Drift::Restore)]));
-    rules.gates = keys
-        .item("gates")
-        .map(|item| gates::read(&item))
-        .unwrap_or_default();
-    rules
 }
 
 fn included(item: &Item<'_>) -> Vec<TagRule> {
@@ -149,35 +220,26 @@ fn tag_rules(item: &Item<'_>) -> Vec<TagRule> {
 
 /// How a repository is set up that the route creates.
 fn template(item: &Item<'_>) -> Option<ecr::Template> {
-    let mut keys = item.section()?;
-    let immutable = keys
-        .item("immutable")
-        .and_then(|item| item.truth())
-        .unwrap_or(true);
-    let except = keys.item("except").map(|item| {
+    let keys: TemplateKeys<'_> = item.keys()?;
+    let immutable = keys.immutable.and_then(|item| item.truth()).unwrap_or(true);
+    let except = keys.except.map(|item| {
         item.items()
             .iter()
             .filter_map(|item| item.parse(exemption))
             .collect::<Vec<_>>()
     });
     let scan_on_push = keys
-        .item("scan_on_push")
+        .scan_on_push
         .and_then(|item| item.truth())
         .unwrap_or_default();
-    let kms = keys
-        .item("kms")
-        .and_then(|item| item.truth())
-        .unwrap_or_default();
-    let kms_key = keys.item("kms_key").and_then(|item| item.word());
-    let lifecycle = keys
-        .item("lifecycle_policy_file")
-        .and_then(|item| json_file(&item));
-    let policy = keys.item("policy_file").and_then(|item| json_file(&item));
+    let kms = keys.kms.and_then(|item| item.truth()).unwrap_or_default();
+    let kms_key = keys.kms_key.and_then(|item| item.word());
+    let lifecycle = keys.lifecycle_policy_file.and_then(|item| json_file(&item));
+    let policy = keys.policy_file.and_then(|item| json_file(&item));
     let tags = keys
-        .item("resource_tags")
+        .resource_tags
         .and_then(|item| resource_tags(&item))
         .unwrap_or_default();
-    keys.finish(|_| false);
     let except = except.unwrap_or_default();
     if except.len() > 5 {
         item.wrong("has more than five exceptions, which is the most that ECR takes");
@@ -244,28 +306,26 @@ fn route<'a>(
     defaults: &Rules,
     origins: &Origins,
 ) -> Option<Written<'a>> {
-    let mut keys = item.section()?;
-    let name_item = keys.item("name");
-    let from_item = keys.required("from", "registry/repository");
-    let to_item = keys.required("to", "registry/repository, or a list of such");
-    let own = rules(&mut keys);
+    let keys: RouteKeys<'_> = item.keys()?;
+    let name_item = keys.name;
+    let own = rules(keys.rules);
     if own.include.is_none() && defaults.include.is_none() {
         item.missing(
             "tags.include",
             "is missing: say which tags this route takes, here or in defaults",
         );
     }
-    keys.finish(|_| false);
-    let from = from_item
+    let from = keys
+        .from
         .as_ref()
         .and_then(|item| item.parse(Pattern::parse));
     let name = match &name_item {
         Some(item) => item.parse(name),
         None => from.as_ref().map(|from| from.repository().to_owned()),
     };
-    let (from, from_item) = from.zip(from_item)?;
+    let (from, from_item) = from.zip(keys.from)?;
     let known = is_known(from.registry(), &from_item, origins);
-    let to = to_item.and_then(|item| destinations(&item, &from, origins));
+    let to = keys.to.and_then(|item| destinations(&item, &from, origins));
     let ((to, to_items), name) = to.filter(|_| known).zip(name)?;
     check_creation(
         item,

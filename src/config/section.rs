@@ -307,11 +307,6 @@ impl<'a> Section<'a> {
         item
     }
 
-    /// The mapping as a value, for complaints about it.
-    pub(super) fn itself(&self) -> &Item<'a> {
-        &self.item
-    }
-
     /// The keys and values of a mapping with keys of the user's own.
     pub(super) fn entries(&self) -> impl Iterator<Item = (&'a str, Item<'a>)> {
         self.entries

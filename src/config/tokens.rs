@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use secrecy::{ExposeSecret as _, SecretString};
 
-use super::section::{Item, Section};
+use super::keys::{keys, word_schema};
+use super::section::{Item, optional};
+use super::shapes::OneOrMany;
 use super::units::is_made_of;
 use crate::decision::{NamePattern, Principal, Right, Rights, Token};
 use crate::fault::clip;
@@ -13,6 +15,37 @@ use crate::fault::clip;
 const LONGEST_NAME: usize = 64;
 /// Names that stand for something else in the ledger.
 const RESERVED: [&str; 2] = ["daemon", "secret"];
+
+keys! {
+    TokenOfApi, TokenKeys {
+        /// File with the token.
+        file: String = "name the file that holds the token",
+        /// What it may; looking is always among it. `decide` stands for hold, approve, deny, accept
+        /// and rollback.
+        may: OneOrManyRights = &format!("say what it may: {}", words()),
+        /// Routes that its decisions may be about; `*` stands for any characters. Default: all, and
+        /// what is about no route.
+        routes: Option<OneOrMany>,
+        /// The user of this machine that owns the token: the ledger counts both as one person.
+        user: Option<String>,
+    }
+}
+
+#[derive(schemars::JsonSchema)]
+#[schemars(untagged)]
+#[expect(dead_code, reason = "never filled: only its schema is used")]
+enum OneOrManyRights {
+    One(RightWord),
+    Many(Vec<RightWord>),
+}
+
+/// A right, or the word for several.
+struct RightWord;
+
+word_schema!(RightWord, "Right", {
+    let names = Right::ALL.map(Right::name);
+    names.into_iter().chain(["decide"]).collect::<Vec<&str>>()
+});
 
 /// The token of `secret_file`: it may look.
 pub(super) fn of_secret_file(secret: SecretString) -> Token {
@@ -57,18 +90,11 @@ fn is_name(name: &str) -> bool {
 }
 
 fn token(name: &str, item: &Item<'_>) -> Option<Token> {
-    let mut keys = item.section()?;
-    let secret = keys
-        .required("file", "name the file that holds the token")
-        .and_then(|item| item.secret());
-    let rights = keys
-        .required("may", &format!("say what it may: {}", words()))
-        .and_then(|item| rights(&item));
-    let routes = keys.item("routes");
-    let routes = routes.map_or(Some(None), |item| routes_of(&item).map(Some));
-    let user = keys.item("user");
-    let user = user.map_or(Some(None), |item| item.parse(user_name).map(Some));
-    Section::finish(keys, |_| false);
+    let keys: TokenKeys<'_> = item.keys()?;
+    let secret = keys.file.and_then(|item| item.secret());
+    let rights = keys.may.and_then(|item| rights(&item));
+    let routes = optional(&keys.routes, routes_of);
+    let user = optional(&keys.user, |item| item.parse(user_name));
     let principal = Principal {
         name: user?.unwrap_or_else(|| name.into()),
         rights: rights?,

@@ -299,7 +299,7 @@ fn the_configuration_page_has_every_key_of_the_schema_and_no_other() {
             "the page has {key}, the program has not"
         );
     }
-    let kinds = &schema["$defs"]["Registry"]["properties"]["kind"];
+    let kinds = &schema["$defs"]["RegistrySection"]["properties"]["kind"];
     let kinds = kinds
         .get("enum")
         .or_else(|| kinds.pointer("/anyOf/0/enum"))

@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use super::*;
 use crate::job::{Drift, Existing};
+use crate::oci::Digest;
 use crate::registry::auth::Credentials;
 use crate::transfer::bandwidth::{Plan, Window};
 use crate::week::{DAY, Days, Hours};
@@ -411,7 +412,7 @@ fn the_examples_are_right() {
 }
 
 fn properties<'a>(schema: &'a Value, definition: &str) -> Vec<&'a str> {
-    let object = if definition == "File" {
+    let object = if definition == "Document" {
         schema
     } else {
         &schema["$defs"][definition]
@@ -429,9 +430,11 @@ fn the_schema_names_the_very_keys_that_are_read() {
     let schema = schema();
     type Place = (&'static str, fn(&str) -> String);
     let places: [Place; 11] = [
-        ("File", |key| format!("{key}\n")),
-        ("Daemon", |key| format!("daemon: {{{key}}}\n")),
-        ("Registry", |key| format!("registries: {{s: {{{key}}}}}\n")),
+        ("Document", |key| format!("{key}\n")),
+        ("DaemonSection", |key| format!("daemon: {{{key}}}\n")),
+        ("RegistrySection", |key| {
+            format!("registries: {{s: {{{key}}}}}\n")
+        }),
         ("Receiver", |key| {
             format!("registries: {{s: {{url: s.example}}}}\nreceivers: {{r: {{{key}}}}}\n")
         }),
@@ -441,14 +444,14 @@ fn the_schema_names_the_very_keys_that_are_read() {
                 "registries: {{s: {{url: s.example}}}}\nreceivers: {{r: {{oidc: {{{key}}}}}}}\n"
             )
         }),
-        ("Window", |key| {
+        ("WindowOfRate", |key| {
             format!("registries: {{s: {{bandwidth: [{{{key}}}]}}}}\n")
         }),
         ("Queue", |key| {
             format!("registries: {{s: {{url: https://s.example}}}}\nqueues: {{q: {{{key}}}}}\n")
         }),
         ("Defaults", |key| format!("defaults: {{{key}}}\n")),
-        ("Route", |key| format!("routes: [{{{key}}}]\n")),
+        ("RouteSection", |key| format!("routes: [{{{key}}}]\n")),
         ("Tags", |key| format!("defaults: {{tags: {{{key}}}}}\n")),
     ];
     for (definition, file) in places {

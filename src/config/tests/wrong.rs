@@ -324,7 +324,7 @@ const RECEIVER: &[(&str, &str)] = &[
     ),
     (
         "registry: s, unauthenticated: true, rate: 1",
-        "2:6: receivers.r.kind: is missing: say what sends: distribution, harbor, ecr, …\n2:43: receivers.r.rate: unknown key; known here: kind, registry, rewrite, limit, secret_file, oidc, unauthenticated",
+        "2:6: receivers.r.kind: is missing: say what sends: distribution, harbor, ecr, …\n2:43: receivers.r.rate: unknown key; known here: kind, limit, registry, rewrite, secret_file, oidc, unauthenticated",
     ),
 ];
 
