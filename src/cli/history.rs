@@ -6,7 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 
 use super::lines::Lines;
-use super::output::{plural, screen_width, short, table};
+use super::output::{clean, plural, screen_width, short, table};
 use super::progress::say;
 use super::socket::Socket;
 use super::{Arguments, Failure};
@@ -30,8 +30,8 @@ A row stands for each change of a tag's result, not for each look, and for each
 reading of the config. --verify checks the hashes that chain all rows, from the
 file; it ends with 1 and names the first row that is not as it was recorded.")]
 pub(super) struct History {
-    /// Only this source or destination repository, or one tag of it; its host may stand in front; a
-    /// layout is named as layout:PATH
+    /// Only this source or destination repository, or one tag of it; its host or its registry's name
+    /// may stand in front; a layout is named as layout:PATH
     #[arg(value_name = "REPO[:TAG]")]
     repository: Option<String>,
     /// Print a JSON object on each line
@@ -78,10 +78,13 @@ impl History {
         if self.verify {
             return verify(&state, lines).await;
         }
-        let mut rows = match Socket::in_state(&state.folder).read(&self.path()).await? {
-            Some(body) => told(body)?,
-            None => self.read(&state).await?,
-        };
+        let mut rows = Vec::new();
+        for place in self.places(&arguments.registry_names()) {
+            rows = self.rows(&place, &state).await?;
+            if !rows.is_empty() {
+                break;
+            }
+        }
         rows.reverse();
         if self.json {
             rows.iter().for_each(|row| lines.json_line(row));
@@ -89,7 +92,7 @@ impl History {
             lines.write(&comma_separated(&rows)?);
         } else if rows.is_empty() {
             lines.line(match &self.repository {
-                Some(named) => format!("no history of {named}"),
+                Some(named) => format!("no history of {}", clean(named)),
                 None => "no history yet".into(),
             });
         } else {
@@ -102,12 +105,23 @@ impl History {
         })
     }
 
-    async fn read(&self, state: &StatePath) -> Result<Vec<Row>, Failure> {
+    /// Newest first.
+    async fn rows(&self, place: &Place, state: &StatePath) -> Result<Vec<Row>, Failure> {
+        match Socket::in_state(&state.folder)
+            .read(&self.path(place))
+            .await?
+        {
+            Some(body) => told(body),
+            None => self.read(place, state).await,
+        }
+    }
+
+    async fn read(&self, place: &Place, state: &StatePath) -> Result<Vec<Row>, Failure> {
         let Some(ledger) = open(state)? else {
             return Ok(Vec::new());
         };
         let rows = ledger
-            .page(self.query())
+            .page(self.query(place))
             .await
             .map_err(|error| Failure::new(1, error));
         ledger.close().await;
@@ -122,41 +136,63 @@ impl History {
         }
     }
 
-    fn query(&self) -> Query {
-        let (repository, tag) = self.parts();
+    fn query(&self, place: &Place) -> Query {
         Query {
             after: 0,
             limit: self.limit(),
-            repository,
-            tag,
+            repository: place.repository.clone(),
+            tag: place.tag.clone(),
             since: self.since,
             newest_first: true,
             only_decisions: false,
         }
     }
 
-    fn path(&self) -> String {
+    fn path(&self, place: &Place) -> String {
         let mut query = url::form_urlencoded::Serializer::new(String::new());
         query
             .append_pair("newest", "true")
             .append_pair("limit", &self.limit().to_string());
-        let (repository, tag) = self.parts();
         let since = self.since.map(|since| since.to_string());
-        for (name, value) in [("repository", repository), ("tag", tag), ("since", since)] {
+        let filters = [
+            ("repository", &place.repository),
+            ("tag", &place.tag),
+            ("since", &since),
+        ];
+        for (name, value) in filters {
             if let Some(value) = value {
-                query.append_pair(name, &value);
+                query.append_pair(name, value);
             }
         }
         format!("/v1/promotions?{}", query.finish())
     }
 
-    fn parts(&self) -> (Option<String>, Option<String>) {
-        match &self.repository {
-            Some(text) => {
-                let (repository, tag) = repository_and_tag(text);
-                (Some(repository), tag)
-            }
-            None => (None, None),
+    /// What the repository may name, in the order in which it is looked for: all of it, or what
+    /// follows the name of a registry.
+    fn places(&self, registries: &[String]) -> Vec<Place> {
+        let Some(text) = &self.repository else {
+            return vec![Place::default()];
+        };
+        let (first, rest) = text.split_once('/').unwrap_or_default();
+        let is_registry = registries.iter().any(|name| name == first);
+        let texts = [Some(&**text), is_registry.then_some(rest)];
+        texts.into_iter().flatten().map(Place::of).collect()
+    }
+}
+
+/// Which rows are asked for.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Place {
+    repository: Option<String>,
+    tag: Option<String>,
+}
+
+impl Place {
+    fn of(text: &str) -> Place {
+        let (repository, tag) = repository_and_tag(text);
+        Place {
+            repository: Some(repository),
+            tag,
         }
     }
 }
@@ -273,7 +309,7 @@ fn record(row: &Row) -> [String; 12] {
         _ => job.and_then(|job| job.digest),
     };
     let (cause, actor) = cause_and_actor(row);
-    [
+    let texts = [
         row.id.to_string(),
         row.at.to_string(),
         result,
@@ -286,7 +322,8 @@ fn record(row: &Row) -> [String; 12] {
         actor.to_string(),
         row.run_id.clone(),
         why,
-    ]
+    ];
+    texts.map(|text| clean(&text))
 }
 
 /// Result, destination, digests, cause and reason of a row.
@@ -423,17 +460,32 @@ mod tests {
 
     #[test]
     fn the_tag_is_what_follows_the_last_colon_unless_that_is_a_port() {
-        let some = |text: &str| Some(text.to_owned());
-        assert_eq!(asked("app:v1").parts(), (some("app"), some("v1")));
-        assert_eq!(asked("team/app").parts(), (some("team/app"), None));
-        assert_eq!(asked("localhost:5000/app").parts(), (some("app"), None));
+        let place = |repository: &str, tag: Option<&str>| Place {
+            repository: Some(repository.into()),
+            tag: tag.map(str::to_owned),
+        };
+        assert_eq!(Place::of("app:v1"), place("app", Some("v1")));
+        assert_eq!(Place::of("team/app"), place("team/app", None));
+        assert_eq!(Place::of("localhost:5000/app"), place("app", None));
         assert_eq!(
-            asked("prod.example/team/app:v1").parts(),
-            (some("team/app"), some("v1"))
+            Place::of("prod.example/team/app:v1"),
+            place("team/app", Some("v1"))
         );
         assert_eq!(
-            asked("a/b:v1").path(),
+            asked("a/b:v1").path(&Place::of("a/b:v1")),
             "/v1/promotions?newest=true&limit=7&repository=a%2Fb&tag=v1"
+        );
+    }
+
+    #[test]
+    fn a_registry_may_stand_in_front_by_its_name() {
+        let registries = ["staging".to_owned(), "production".to_owned()];
+        let places = asked("production/team/app:v1").places(&registries);
+        let [whole, rest] = ["production/team/app:v1", "team/app:v1"].map(Place::of);
+        assert_eq!(places, [whole, rest]);
+        assert_eq!(
+            asked("team/app").places(&registries),
+            [Place::of("team/app")]
         );
     }
 

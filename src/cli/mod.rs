@@ -43,7 +43,7 @@ use indicatif::MultiProgress;
 use tokio::time::timeout;
 use tracing::Level;
 
-use crate::config::{Config, StatePath, state_path};
+use crate::config::{Config, StatePath, registry_names, state_path};
 use crate::fault::without_passwords;
 use crate::telemetry;
 
@@ -425,6 +425,11 @@ impl Arguments {
         state_path(&self.config_path(), &environment).ok_or_else(|| {
             Failure::usage("the state folder is not known: give --state DIR, or set `daemon.state` in the config, or HOME")
         })
+    }
+
+    /// The names of the config's registries, as far as it can be read.
+    fn registry_names(&self) -> Vec<String> {
+        registry_names(&self.config_path(), &environment)
     }
 
     /// Whether moving bars are drawn: for a command that has some, on a terminal, unless asked to

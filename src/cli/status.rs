@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::lines::Lines;
 use super::output::{Style, clean, plural, relative, screen_width, seconds, table, totals};
+use super::progress::say;
 use super::socket::{Socket, not_running};
 use super::{Arguments, Failure};
 use crate::clock;
@@ -23,7 +24,7 @@ use crate::status::board::{
 #[command(after_help = "Examples:
   blobferry status
   blobferry status --json | jq '.routes[] | {name, tags}'
-  blobferry status --watch               again every 2 s, until Ctrl-C
+  blobferry status --watch               again every 2 s, until Ctrl-C, through restarts
   blobferry status --watch --json        a line whenever something has changed
 
 Asks the daemon over control.sock in its state folder; of the config only
@@ -63,23 +64,42 @@ impl Status {
         Ok(0)
     }
 
-    /// Until a signal ends the process, or the daemon is gone.
+    /// Until a signal ends the process. A daemon that does not answer any more may be restarting.
     async fn repeat(&self, state: &StatePath, lines: &mut Lines) -> Result<u8, Failure> {
-        let is_screen = std::io::stdout().is_terminal();
-        let mut before = Value::Null;
+        let mut before = read(state).await?;
+        self.show(before.clone(), lines)?;
+        let mut has_answered = true;
         loop {
-            let body = read(state).await?;
-            if !self.json {
-                if is_screen {
-                    lines.write(CLEAR);
-                }
-                lines.line(shown(body)?);
-            } else if body != before {
-                lines.json_line(&body);
-                before = body;
-            }
             tokio::time::sleep(INTERVAL).await;
+            match read(state).await {
+                Ok(body) => {
+                    if !self.json || body != before {
+                        self.show(body.clone(), lines)?;
+                    }
+                    before = body;
+                    has_answered = true;
+                }
+                Err(failure) if has_answered => {
+                    say(&format!("{failure}; waiting for it"));
+                    has_answered = false;
+                }
+                Err(_) => {}
+            }
         }
+    }
+
+    /// One refresh.
+    fn show(&self, body: Value, lines: &mut Lines) -> Result<(), Failure> {
+        if self.json {
+            lines.json_line(&body);
+            return Ok(());
+        }
+        let page = shown(body)?;
+        if std::io::stdout().is_terminal() {
+            lines.write(CLEAR);
+        }
+        lines.line(page);
+        Ok(())
     }
 }
 

@@ -52,7 +52,7 @@ pub use limits::Limits;
 pub use problem::{Error, Position, Problem};
 pub use registries::{Registry, RegistryKind};
 pub use schema::schema;
-pub use state_path::{StatePath, state_path};
+pub use state_path::{StatePath, registry_names, state_path};
 
 use crate::route::Route;
 use crate::watch::{queue_consumer, receiver};

@@ -1,16 +1,17 @@
-//! Where the daemon of a config keeps its state, for commands that need nothing else of the file.
+//! Where the daemon of a config keeps its state and what its registries are called, for commands
+//! that need nothing else of the file.
 //!
 //! `status`, `history` and `sync` beside a daemon run in shells that lack the daemon's variables
-//! and secrets, and while an edit of the file is half done. So only `daemon.state` is read here:
-//! other keys may be wrong, variables of other values unset, and a syntax error outside of `daemon`
-//! does no harm.
+//! and secrets, and while an edit of the file is half done. So only `daemon.state` and the keys of
+//! `registries` are read here: other keys may be wrong and variables of other values unset. A syntax
+//! error outside of `daemon` does no harm to the former.
 
 use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use super::problem::Problems;
-use super::section::{Item, Reader};
+use super::section::{Item, Reader, Section};
 use super::{Env, LONGEST, daemon, yaml};
 
 /// The state folder, as far as the config tells.
@@ -40,6 +41,23 @@ pub fn state_path(path: &Path, env: &Env<'_>) -> Option<StatePath> {
             doubt: Some(doubt),
         }),
     }
+}
+
+/// The names of `registries`, as far as the file can be read.
+pub fn registry_names(path: &Path, env: &Env<'_>) -> Vec<String> {
+    let root = read(path).ok().and_then(|text| yaml::parse(&text).ok());
+    let Some(root) = root else { return Vec::new() };
+    let problems = Problems::new(path.display().to_string().into());
+    let reader = Reader {
+        problems: &problems,
+        env,
+        folder: Path::new(""),
+    };
+    let registries = Item::root(&reader, &root)
+        .section()
+        .and_then(|mut keys| keys.item("registries")?.section());
+    let registries = registries.iter().flat_map(Section::entries);
+    registries.map(|(name, _)| name.to_owned()).collect()
 }
 
 fn read(path: &Path) -> Result<String, String> {

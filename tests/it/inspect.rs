@@ -3,7 +3,6 @@
 
 use serde_json::{Value, json};
 
-use crate::support::daemon::end_of;
 use crate::support::*;
 
 #[tokio::test]
@@ -112,6 +111,15 @@ async fn the_history_is_cut_by_time_and_printed_for_spreadsheets() {
         csv.stdout
     );
 
+    for of_the_tag in ["app:v1", "production/app:v1", "staging/app:v1"] {
+        let rows = ferry
+            .run(&["history", "--json", of_the_tag])
+            .await
+            .expect(0);
+        assert_eq!(rows.stdout.lines().count(), 1, "{of_the_tag}");
+    }
+    ferry.run(&["history", "other/app:v1"]).await.expect(5);
+
     let old = ferry.run(&["history", "--json", "--since", "1h"]).await;
     assert_eq!(old.stdout.lines().count(), 2);
     let last: Value = serde_json::from_str(old.stdout.lines().last().expect("two rows")).unwrap();
@@ -171,7 +179,14 @@ async fn a_watched_status_tells_each_change() {
         serde_json::from_str::<Value>(line).expect("a line is a document");
     }
     drop(daemon);
-    assert_eq!(end_of(&mut watching).await, 1, "the daemon is gone");
+    let daemon = ferry.start_ready().await;
+    ferry
+        .run(&["hold", "--reason", "watched-through-a-restart"])
+        .await
+        .expect(0);
+    shows("watched-through-a-restart").await;
+    drop(daemon);
+    watching.kill().await.expect("it still runs");
 }
 
 #[tokio::test]
