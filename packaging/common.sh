@@ -69,3 +69,25 @@ rust_target() {
 
 # Stands in the package; a distributor sets their own.
 maintainer=${PACKAGE_MAINTAINER:-blobferry maintainers <maintainers@blobferry.example>}
+
+# unpack_root SUITE FOLDER: a small Debian with systemd. It is made once and kept below target/tools.
+unpack_root() {
+    local base=$tools/roots/$1.tar
+    if [ ! -e "$base" ]; then
+        say "a root file system of $1"
+        mkdir -p "$tools/roots"
+        mmdebstrap --quiet --variant=minbase --include=ca-certificates,procps,systemd,systemd-sysv,dbus "$1" "$base.new"
+        mv "$base.new" "$base"
+    fi
+    tar -xf "$base" -C "$2"
+}
+
+# newer_deb PACKAGE RESULT: the same package with a higher version.
+newer_deb() {
+    local folder
+    folder=$(mktemp -d)
+    dpkg-deb --raw-extract "$1" "$folder/package"
+    sed -i 's/^Version: .*/Version: 99-1/' "$folder/package/DEBIAN/control"
+    dpkg-deb --root-owner-group -Zgzip -z1 --build "$folder/package" "$2" >/dev/null
+    rm -rf "$folder"
+}
