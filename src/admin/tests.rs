@@ -649,9 +649,9 @@ async fn a_waited_for_pass_answers_with_its_report() {
         change(&mut look.totals);
         look
     };
-    let trouble = |class: &str| Look {
+    let trouble = |class: crate::job::TroubleClass| Look {
         trouble: vec![Trouble {
-            class: class.into(),
+            class,
             text: "no".into(),
         }],
         ..found()
@@ -663,7 +663,7 @@ async fn a_waited_for_pass_answers_with_its_report() {
         (totals(|totals| totals.refused = 1), 4, 409),
         (Look::default(), 5, 404),
         (totals(|totals| totals.failed = 1), 1, 502),
-        (trouble("auth"), 3, 502),
+        (trouble(crate::job::TroubleClass::Auth), 3, 502),
         (totals(|totals| totals.interrupted = 1), 130, 503),
     ] {
         let (services, events) = services();

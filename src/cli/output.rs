@@ -178,7 +178,7 @@ fn trouble_text(trouble: Option<&Trouble>) -> String {
     match trouble {
         Some(trouble) => format!(
             "{}: {}",
-            clean(&trouble.class.replace('_', " ")),
+            trouble.class.name().replace('_', " "),
             clean(&trouble.text)
         ),
         None => "no reason was given".into(),
@@ -491,7 +491,7 @@ pub(super) mod tests {
     fn a_failure_shows_its_class_and_text_and_nothing_moves_the_cursor() {
         let mut failed = job(Outcome::Failed);
         failed.error = Some(Trouble {
-            class: "not_found".into(),
+            class: crate::job::TroubleClass::NotFound,
             text: "gone\u{1b}[2J\r\nfake line\u{202e}".into(),
         });
         let text = settled(PLAIN, "", &failed);

@@ -191,7 +191,7 @@ fn routes(routes: &[RouteStatus], style: Style, width: Option<usize>, now: Times
             let line = format!(
                 "\n{}: {}: {}",
                 clean(&route.name),
-                clean(&trouble.class),
+                trouble.class.name(),
                 clean(&trouble.text)
             );
             text.push_str(&style.escape(31, &line));
@@ -438,7 +438,7 @@ mod tests {
         board.routes[0].pending = 2;
         board.routes[0].pending_since = Some(at(40));
         board.routes[0].trouble = vec![Trouble {
-            class: "auth".into(),
+            class: crate::job::TroubleClass::Auth,
             text: "denied\u{7}".into(),
         }];
         board.registries[0].up = Some(false);

@@ -216,7 +216,7 @@ fn shown(view: &TagView, now: Timestamp) -> String {
         add("because", reason.clone());
     }
     if let Some(error) = &view.error {
-        add("error", format!("{}: {}", error.class, error.text));
+        add("error", format!("{}: {}", error.class.name(), error.text));
     }
     for judged in &view.gates {
         add("gate", gate(judged));

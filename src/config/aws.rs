@@ -3,10 +3,10 @@
 use url::Url;
 
 use super::keys::keys;
+use super::problem::complaint;
 use super::section::{Item, optional};
 use super::units::is_made_of;
 use crate::aws::Identity;
-use crate::fault::clip;
 
 keys! {
     /// What chooses credentials of AWS.
@@ -50,30 +50,20 @@ pub(super) fn region(text: &str) -> Result<String, String> {
         && text
             .bytes()
             .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
-    if valid {
-        Ok(text.to_owned())
-    } else {
-        Err(format!(
-            "\"{}\" is not a region (example: eu-west-1)",
-            shown(text)
-        ))
-    }
+    valid
+        .then(|| text.to_owned())
+        .ok_or_else(|| complaint(text, "is not a region (example: eu-west-1)"))
 }
 
 /// The name of a role's session, as the audit trail shows it.
 fn session_name(text: &str) -> Result<String, String> {
     let valid = (2..=64).contains(&text.len()) && is_made_of(text, "_+=,.@-");
-    let wrong = || {
-        format!(
-            "\"{}\" is not the name of a session (2 to 64 letters, digits and _ + = , . @ -)",
-            shown(text)
+    valid.then(|| text.to_owned()).ok_or_else(|| {
+        complaint(
+            text,
+            "is not the name of a session (2 to 64 letters, digits and _ + = , . @ -)",
         )
-    };
-    if valid {
-        Ok(text.to_owned())
-    } else {
-        Err(wrong())
-    }
+    })
 }
 
 /// Inside a build the audit trail shows which one it was.
@@ -90,26 +80,19 @@ pub(super) fn arn(text: &str) -> Result<String, String> {
     let valid = text.starts_with("arn:")
         && text.split(':').count() >= 6
         && !text.contains(char::is_whitespace);
-    let wrong = || {
-        format!(
-            "\"{}\" is not an ARN (example: arn:aws:iam::123456789012:role/promoter)",
-            shown(text)
+    valid.then(|| text.to_owned()).ok_or_else(|| {
+        complaint(
+            text,
+            "is not an ARN (example: arn:aws:iam::123456789012:role/promoter)",
         )
-    };
-    if valid {
-        Ok(text.to_owned())
-    } else {
-        Err(wrong())
-    }
+    })
 }
 
 pub(super) fn account(text: &str) -> Result<String, String> {
     let valid = text.len() == 12 && text.bytes().all(|byte| byte.is_ascii_digit());
-    if valid {
-        Ok(text.to_owned())
-    } else {
-        Err(format!("\"{}\" is not an account (12 digits)", shown(text)))
-    }
+    valid
+        .then(|| text.to_owned())
+        .ok_or_else(|| complaint(text, "is not an account (12 digits)"))
 }
 
 pub(super) fn endpoint(text: &str) -> Result<String, &'static str> {
@@ -122,8 +105,4 @@ pub(super) fn endpoint(text: &str) -> Result<String, &'static str> {
     plain
         .map(|_| text.to_owned())
         .ok_or("is not https://host[:port] or http://host[:port]")
-}
-
-fn shown(text: &str) -> String {
-    clip(text, 100)
 }

@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use super::Env;
 use super::keys::keys;
+use super::problem::complaint;
 use super::section::{Item, optional};
 use super::tokens::{self, TokenOfApi, of_secret_file};
 use super::units::duration_within;
 use crate::decision::Token;
-use crate::fault::clip;
 use crate::tls::{Identity, TlsFiles};
 
 /// Longest time between two looks.
@@ -135,9 +135,9 @@ fn listen(text: &str) -> Result<Option<SocketAddr>, String> {
         return Ok(None);
     }
     text.parse().map(Some).map_err(|_| {
-        format!(
-            "\"{}\" is not an IP address with a port (127.0.0.1:9464, [::1]:9464) or off",
-            clip(text, 100)
+        complaint(
+            text,
+            "is not an IP address with a port (127.0.0.1:9464, [::1]:9464) or off",
         )
     })
 }

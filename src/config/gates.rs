@@ -11,6 +11,7 @@ use url::Url;
 
 use super::Env;
 use super::keys::{keys, word_schema};
+use super::problem::complaint;
 use super::section::{Item, optional};
 use super::shapes::{OneOrMany, OrOff};
 use super::units;
@@ -290,9 +291,9 @@ fn artifact_type(text: &str) -> Result<String, String> {
     if is_type {
         return Ok(text.to_owned());
     }
-    Err(format!(
-        "\"{}\" is no artifact type (example: application/spdx+json)",
-        clip(text, 100)
+    Err(complaint(
+        text,
+        "is no artifact type (example: application/spdx+json)",
     ))
 }
 
@@ -513,18 +514,18 @@ fn url(text: &str) -> Result<Url, String> {
         is_http && url.has_host() && url.username().is_empty() && url.password().is_none()
     });
     url.ok_or_else(|| {
-        format!(
-            "\"{}\" is no http or https address without a user (example: https://policy.example/gate)",
-            clip(text, 100)
+        complaint(
+            text,
+            "is no http or https address without a user (example: https://policy.example/gate)",
         )
     })
 }
 
 fn zone(text: &str) -> Result<TimeZone, String> {
     TimeZone::get(text.trim()).map_err(|_| {
-        format!(
-            "\"{}\" is no time zone that this system knows (example: Europe/Zurich)",
-            clip(text, 100)
+        complaint(
+            text,
+            "is no time zone that this system knows (example: Europe/Zurich)",
         )
     })
 }
@@ -539,12 +540,14 @@ fn dates(text: &str) -> Result<Dates, String> {
     let dates = day(first)
         .zip(day(last))
         .filter(|(first, last)| first <= last);
-    dates.map(|(first, last)| Dates { first, last }).ok_or_else(|| {
-        format!(
-            "\"{}\" is no day and no stretch of days (examples: 2026-12-24, 2026-12-15/2027-01-05)",
-            clip(text, 100)
-        )
-    })
+    dates
+        .map(|(first, last)| Dates { first, last })
+        .ok_or_else(|| {
+            complaint(
+                text,
+                "is no day and no stretch of days (examples: 2026-12-24, 2026-12-15/2027-01-05)",
+            )
+        })
 }
 
 /// The glob of a signer's identity.

@@ -5,10 +5,10 @@ use std::num::NonZeroUsize;
 use jiff::tz::TimeZone;
 
 use super::keys::keys;
+use super::problem::complaint;
 use super::section::{Item, optional};
 use super::shapes::{Number, OneOrMany};
 use super::units;
-use crate::fault::clip;
 use crate::transfer::bandwidth::{Plan, Window};
 use crate::week::{self, DAY, Days, Hours};
 
@@ -82,12 +82,7 @@ fn at_once(text: &str) -> Result<NonZeroUsize, String> {
         .parse::<NonZeroUsize>()
         .ok()
         .filter(|number| number.get() <= MOST_AT_ONCE);
-    number.ok_or_else(|| {
-        format!(
-            "\"{}\" is not a number from 1 to {MOST_AT_ONCE}",
-            clip(text, 100)
-        )
-    })
+    number.ok_or_else(|| complaint(text, &format!("is not a number from 1 to {MOST_AT_ONCE}")))
 }
 
 fn rate(text: &str) -> Result<f64, String> {
@@ -96,12 +91,7 @@ fn rate(text: &str) -> Result<f64, String> {
         .parse::<f64>()
         .ok()
         .filter(|rate| (0.01..=100_000.0).contains(rate));
-    rate.ok_or_else(|| {
-        format!(
-            "\"{}\" is not a number from 0.01 to 100000",
-            clip(text, 100)
-        )
-    })
+    rate.ok_or_else(|| complaint(text, "is not a number from 0.01 to 100000"))
 }
 
 /// One amount, or a list of windows.

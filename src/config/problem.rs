@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::fault::without_passwords;
+use crate::fault::{clip, without_passwords};
 
 pub use super::yaml::Position;
 
@@ -183,6 +183,11 @@ fn distance(left: &[char], right: &[char]) -> usize {
         before = std::mem::replace(&mut last, row);
     }
     last[right.len()]
+}
+
+/// A complaint about a value that repeats the value: `"x" is not a duration`.
+pub(super) fn complaint(text: &str, reason: &str) -> String {
+    format!("\"{}\" {reason}", clip(text, 100))
 }
 
 /// `; did you mean "include"?`, or nothing.

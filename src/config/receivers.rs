@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use super::keys::{keys, word_schema};
+use super::problem::complaint;
 use super::registries::{self, Registry, RegistryKind, is_name};
 use super::section::{Item, optional};
 use super::shapes::Number;
 use crate::ecr;
-use crate::fault::clip;
 use crate::glob::Glob;
 use crate::oci::RepositoryName;
 use crate::oidc::{self, Issuer, Verifier};
@@ -158,9 +158,9 @@ fn limit(text: &str) -> Result<u32, String> {
         .ok()
         .filter(|limit| (1..=HIGHEST_LIMIT).contains(limit))
         .ok_or_else(|| {
-            format!(
-                "\"{}\" is not a number of notifications in a second (1 to {HIGHEST_LIMIT})",
-                clip(text, 100)
+            complaint(
+                text,
+                &format!("is not a number of notifications in a second (1 to {HIGHEST_LIMIT})"),
             )
         })
 }

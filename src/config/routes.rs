@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::gates;
 use super::keys::{Keys as _, keys, word_schema};
-use super::problem::hint;
+use super::problem::{complaint, hint};
 use super::section::Item;
 use super::shapes::{Number, OneOrMany, Word};
 use super::units::is_made_of;
@@ -258,17 +258,9 @@ fn template(item: &Item<'_>) -> Option<ecr::Template> {
 
 fn exemption(text: &str) -> Result<String, String> {
     let valid = (1..=128).contains(&text.len()) && is_made_of(text, "._*-");
-    let wrong = || {
-        format!(
-            "\"{}\" is no wildcard of ECR (letters, digits and . _ * -)",
-            clip(text, 150)
-        )
-    };
-    if valid {
-        Ok(text.to_owned())
-    } else {
-        Err(wrong())
-    }
+    valid
+        .then(|| text.to_owned())
+        .ok_or_else(|| complaint(text, "is no wildcard of ECR (letters, digits and . _ * -)"))
 }
 
 fn json_file(item: &Item<'_>) -> Option<String> {
@@ -292,12 +284,9 @@ fn resource_tags(item: &Item<'_>) -> Option<Vec<(String, String)>> {
 }
 
 fn newest(text: &str) -> Result<NonZeroU32, String> {
-    text.trim().parse().map_err(|_| {
-        format!(
-            "\"{}\" is not a number of versions, 1 or more",
-            clip(text, 100)
-        )
-    })
+    text.trim()
+        .parse()
+        .map_err(|_| complaint(text, "is not a number of versions, 1 or more"))
 }
 
 fn route<'a>(
@@ -436,17 +425,12 @@ fn merged(name: &str, from: Pattern, to: Vec<Template>, own: Rules, defaults: &R
 fn name(text: &str) -> Result<String, String> {
     let valid = (1..=128).contains(&text.chars().count())
         && !text.contains(|c: char| c.is_whitespace() || c.is_control());
-    let wrong = || {
-        format!(
-            "\"{}\" is not a name for a route (1 to 128 characters without spaces)",
-            clip(text, 150)
+    valid.then(|| text.to_owned()).ok_or_else(|| {
+        complaint(
+            text,
+            "is not a name for a route (1 to 128 characters without spaces)",
         )
-    };
-    if valid {
-        Ok(text.to_owned())
-    } else {
-        Err(wrong())
-    }
+    })
 }
 
 fn is_known(registry: &str, item: &Item<'_>, origins: &Origins) -> bool {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use jiff::SignedDuration;
 
+use super::problem::complaint;
 use crate::fault::clip;
 
 /// Whether a text has ASCII letters, digits and these marks alone.
@@ -20,9 +21,9 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
         .ok()
         .and_then(|duration| Duration::try_from(duration).ok());
     parsed.ok_or_else(|| {
-        format!(
-            "\"{}\" is not a duration (examples: 30s, 5m, 1h 30m; a day is 24h)",
-            clip(text, 100)
+        complaint(
+            text,
+            "is not a duration (examples: 30s, 5m, 1h 30m; a day is 24h)",
         )
     })
 }
@@ -58,9 +59,9 @@ fn plain(duration: Duration) -> String {
 /// Bytes: `52428800`, `50MiB`, `1.5 GB`.
 pub(super) fn bytes(text: &str) -> Result<u64, String> {
     let wrong = || {
-        format!(
-            "\"{}\" is not an amount of bytes (examples: 50MiB, 1.5GB, 52428800)",
-            clip(text, 100)
+        complaint(
+            text,
+            "is not an amount of bytes (examples: 50MiB, 1.5GB, 52428800)",
         )
     };
     let text = text.trim();
@@ -90,6 +91,7 @@ pub(super) fn bytes(text: &str) -> Result<u64, String> {
 
 #[cfg(test)]
 mod tests {
+    use super::problem::complaint;
     use super::*;
 
     #[test]

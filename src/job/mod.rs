@@ -19,7 +19,9 @@ use serde::{Deserialize, Serialize};
 pub use self::actor::{Actor, NotARemark, Remark, Remarks};
 pub use self::gates::{GateKind, Gates};
 pub use self::progress::{ActiveBlob, BlobProgress, Progress};
-pub use self::report::{Failure, Look, NamedTag, Report, Settled, Sight, Totals, Trouble, tag_of};
+pub use self::report::{
+    Failure, Look, NamedTag, Report, Settled, Sight, Totals, Trouble, TroubleClass, tag_of,
+};
 pub use self::verdict::{Gated, Judgement, NextJudgement, Verdict};
 use crate::endpoint::{Abilities, Origin, RepositoryId};
 use crate::oci::{Digest, RepositoryName, Tag};

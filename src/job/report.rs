@@ -10,23 +10,76 @@ use super::{Actor, BlobCounts, Cause, Gated, Judgement, Outcome, ReferrerCounts}
 use crate::fault::{Class, Fault};
 use crate::oci::{Digest, Tag};
 
+/// What kind of trouble it is: the class of a failure, or a rule of the config.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TroubleClass {
+    /// [`Class::Retryable`].
+    Retryable,
+    /// [`Class::Auth`].
+    Auth,
+    /// [`Class::NotFound`].
+    NotFound,
+    /// [`Class::Corrupt`].
+    Corrupt,
+    /// [`Class::Rejected`].
+    Rejected,
+    /// [`Class::Cancelled`].
+    Cancelled,
+    /// A rule of the config refuses it: nothing failed.
+    Refused,
+}
+
+impl TroubleClass {
+    /// The name in reports, the ledger and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            TroubleClass::Retryable => Class::RETRYABLE.name(),
+            TroubleClass::Auth => Class::Auth.name(),
+            TroubleClass::NotFound => Class::NotFound.name(),
+            TroubleClass::Corrupt => Class::Corrupt.name(),
+            TroubleClass::Rejected => Class::Rejected.name(),
+            TroubleClass::Cancelled => Class::Cancelled.name(),
+            TroubleClass::Refused => "refused",
+        }
+    }
+}
+
+impl From<Class> for TroubleClass {
+    fn from(class: Class) -> TroubleClass {
+        match class {
+            Class::Retryable { .. } => TroubleClass::Retryable,
+            Class::Auth => TroubleClass::Auth,
+            Class::NotFound => TroubleClass::NotFound,
+            Class::Corrupt => TroubleClass::Corrupt,
+            Class::Rejected => TroubleClass::Rejected,
+            Class::Cancelled => TroubleClass::Cancelled,
+        }
+    }
+}
+
 /// A failure as reports show it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Trouble {
-    /// The class's name.
-    pub class: String,
+    /// What it asks for.
+    pub class: TroubleClass,
     /// What happened, to what, and the way out.
     pub text: String,
 }
 
 impl Trouble {
-    /// The class of what a rule of the config refuses; every other class is that of a failure.
-    pub const REFUSED: &str = "refused";
-
     /// Something that was named is not there.
     pub fn not_found(text: String) -> Trouble {
         Trouble {
-            class: Class::NotFound.name().into(),
+            class: TroubleClass::NotFound,
+            text,
+        }
+    }
+
+    /// A rule of the config refuses something.
+    pub fn refused(text: String) -> Trouble {
+        Trouble {
+            class: TroubleClass::Refused,
             text,
         }
     }
@@ -35,7 +88,7 @@ impl Trouble {
 impl From<&Fault> for Trouble {
     fn from(fault: &Fault) -> Trouble {
         Trouble {
-            class: fault.class().name().into(),
+            class: fault.class().into(),
             text: fault.chain(),
         }
     }
@@ -102,6 +155,13 @@ pub struct Settled {
     /// Of a row of the ledger: it is older than `daemon.retention`, and its texts are gone.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub expired: bool,
+}
+
+impl Settled {
+    /// The class of the failure, if it failed.
+    pub fn error_class(&self) -> Option<TroubleClass> {
+        self.error.as_ref().map(|error| error.class)
+    }
 }
 
 /// The tag of a `host/repository:tag`.
@@ -186,7 +246,7 @@ impl Look {
                 ..Totals::default()
             },
             trouble: vec![Trouble {
-                class: Class::Cancelled.name().into(),
+                class: TroubleClass::Cancelled,
                 text: text.into(),
             }],
             sight: Sight::Blind,
@@ -397,28 +457,28 @@ struct Verdict {
 
 impl Verdict {
     fn exit_code(&self, report: &Report, trouble: &[Trouble]) -> u8 {
-        let classes: HashSet<&str> = report
+        let classes: HashSet<TroubleClass> = report
             .jobs
             .iter()
             .filter_map(|job| job.error.as_ref())
             .chain(trouble)
-            .map(|error| &*error.class)
+            .map(|error| error.class)
             .collect();
         let totals = &report.totals;
         let is_against_a_rule = totals.conflict + totals.drift + totals.refused > 0;
-        if totals.interrupted > 0 || classes.contains(Class::Cancelled.name()) {
+        if totals.interrupted > 0 || classes.contains(&TroubleClass::Cancelled) {
             130
-        } else if classes.contains(Class::Auth.name()) {
+        } else if classes.contains(&TroubleClass::Auth) {
             3
         } else if totals.failed > 0
             || trouble.iter().any(|trouble| {
-                ![Class::NotFound.name(), Trouble::REFUSED].contains(&&*trouble.class)
+                ![TroubleClass::NotFound, TroubleClass::Refused].contains(&trouble.class)
             })
         {
             1
         } else if is_against_a_rule || self.named_and_blocked {
             4
-        } else if !self.found || classes.contains(Class::NotFound.name()) {
+        } else if !self.found || classes.contains(&TroubleClass::NotFound) {
             5
         } else {
             0
@@ -442,9 +502,9 @@ mod tests {
 
     #[test]
     fn the_first_exit_code_that_applies_wins() {
-        let trouble = |class: &str| {
+        let trouble = |class: TroubleClass| {
             vec![Trouble {
-                class: class.into(),
+                class,
                 text: String::new(),
             }]
         };
@@ -491,7 +551,7 @@ mod tests {
                     failed: 1,
                     ..Totals::default()
                 },
-                trouble("auth"),
+                trouble(TroubleClass::Auth),
                 true
             ),
             3
@@ -502,20 +562,26 @@ mod tests {
                     interrupted: 1,
                     ..Totals::default()
                 },
-                trouble("auth"),
+                trouble(TroubleClass::Auth),
                 true
             ),
             130
         );
-        assert_eq!(report(Totals::default(), trouble("not_found"), false), 5);
-        assert_eq!(report(Totals::default(), trouble("retryable"), false), 1);
+        assert_eq!(
+            report(Totals::default(), trouble(TroubleClass::NotFound), false),
+            5
+        );
+        assert_eq!(
+            report(Totals::default(), trouble(TroubleClass::Retryable), false),
+            1
+        );
         assert_eq!(
             report(
                 Totals {
                     refused: 1,
                     ..Totals::default()
                 },
-                trouble(Trouble::REFUSED),
+                trouble(TroubleClass::Refused),
                 false
             ),
             4

@@ -590,7 +590,6 @@ impl Ledger {
 /// no news, unless a signature or another referrer has been brought since; else a change of the
 /// result, of either digest, of the class of the error or of the reasons is.
 pub fn is_news(last: Option<&Settled>, settled: &Settled) -> bool {
-    let class = |settled: &Settled| settled.error.as_ref().map(|trouble| trouble.class.clone());
     let Some(last) = last else {
         // A tag that was never seen and is not there is no news: a registry may tell of a push before
         // the tag can be read.
@@ -606,7 +605,7 @@ pub fn is_news(last: Option<&Settled>, settled: &Settled) -> bool {
                 || settled.digest != last.digest
                 || settled.previous_digest != last.previous_digest
                 || (settled.reasons != last.reasons && !last.expired)
-                || class(settled) != class(last)
+                || settled.error_class() != last.error_class()
         }
     }
 }

@@ -430,7 +430,7 @@ fn only_a_change_is_news() {
     let with = |change: fn(&mut Settled)| {
         let mut failed = settled(Outcome::Failed, 1);
         failed.error = Some(Trouble {
-            class: "auth".into(),
+            class: crate::job::TroubleClass::Auth,
             text: "denied".into(),
         });
         change(&mut failed);
@@ -478,7 +478,9 @@ fn only_a_change_is_news() {
         ),
         (
             Some(failed.clone()),
-            with(|settled| settled.error.as_mut().unwrap().class = "corrupt".into()),
+            with(|settled| {
+                settled.error.as_mut().unwrap().class = crate::job::TroubleClass::Corrupt
+            }),
             true,
         ),
         (

@@ -18,7 +18,7 @@ use self::overlap::awaits;
 pub use self::owners::Owners;
 use super::topology::Topology;
 use crate::endpoint::{Repositories, Source as _};
-use crate::job::{Look, Totals, Trouble};
+use crate::job::{Look, Totals, Trouble, TroubleClass};
 use crate::oci::RepositoryName;
 use crate::route::Route;
 use crate::route::claims::{DestinationKey, DestinationKeys};
@@ -38,7 +38,7 @@ impl Discovered {
         let refused = self
             .trouble
             .iter()
-            .filter(|trouble| trouble.class == Trouble::REFUSED)
+            .filter(|trouble| trouble.class == TroubleClass::Refused)
             .count() as u64;
         let totals = Totals {
             refused,

@@ -26,7 +26,7 @@ use self::topology::{Side, Topology};
 use crate::clock;
 use crate::endpoint::{Repositories, Source};
 use crate::fault::{Class, Fault};
-use crate::job::{Look, NamedTag, SHORT_WAIT, Settled, Sight, Totals, Trouble};
+use crate::job::{Look, NamedTag, SHORT_WAIT, Settled, Sight, Totals, Trouble, TroubleClass};
 use crate::oci::{Digest, RepositoryName, Tag};
 use crate::route::Route;
 use crate::status::board::Board;
@@ -162,15 +162,12 @@ impl<B: Repositories> RepositoryLook<'_, B> {
             }
         }
         // A resting tag whose credentials were refused was not tried: the refusal holds.
-        let is_refused = |job: &Settled| {
-            job.error
-                .as_ref()
-                .is_some_and(|error| error.class == Class::Auth.name())
-        };
+        let mut errors = look.jobs.iter().filter_map(|job| job.error.as_ref());
+        let is_any_refused = errors.any(|error| error.class == TroubleClass::Auth);
         let takes_requests = limiters
             .iter()
             .all(|limiter| limiter.longest_closed() <= SHORT_WAIT);
-        if look.trouble.is_empty() && !look.jobs.iter().any(is_refused) && takes_requests {
+        if look.trouble.is_empty() && !is_any_refused && takes_requests {
             health.clear(&mark);
         }
         look
@@ -185,7 +182,7 @@ impl<B: Repositories> RepositoryLook<'_, B> {
         let interrupted = found
             .trouble
             .iter()
-            .any(|trouble| trouble.class == Class::Cancelled.name());
+            .any(|trouble| trouble.class == TroubleClass::Cancelled);
         match &found.estimate {
             _ if self.request.options.dry_run || interrupted => Coverage::Tags(&[]),
             _ if !self.is_whole() => Coverage::Tags(&found.seen),
@@ -258,7 +255,7 @@ impl<B: Repositories> RepositoryLook<'_, B> {
         Look {
             totals,
             trouble: vec![Trouble {
-                class: fault.class().name().into(),
+                class: fault.class().into(),
                 text,
             }],
             sight: Sight::Blind,
@@ -360,7 +357,7 @@ impl<B: Repositories> RepositoryLook<'_, B> {
         let interrupted = u64::from(fault.class() == Class::Cancelled);
         DestinationResult {
             trouble: vec![Trouble {
-                class: fault.class().name().into(),
+                class: fault.class().into(),
                 text,
             }],
             totals: Totals {

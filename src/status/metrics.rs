@@ -18,8 +18,7 @@ use self::destination::DestinationState;
 pub use self::destination::SeenTag;
 use self::queues::QueueMetrics;
 use crate::clock;
-use crate::fault::Class;
-use crate::job::{Cause, Outcome, Totals, Trouble};
+use crate::job::{Cause, Outcome, Totals, Trouble, TroubleClass};
 use crate::metrics::{forget_series, options, registered};
 use crate::oci::{RepositoryName, Tag};
 use crate::route::{Route, Routes};
@@ -336,7 +335,7 @@ impl Metrics {
     pub fn look_ended(&self, route: &str, cause: Cause, trouble: &[Trouble]) {
         let is_interrupted = trouble
             .iter()
-            .any(|trouble| trouble.class == Class::Cancelled.name());
+            .any(|trouble| trouble.class == TroubleClass::Cancelled);
         if self.lock().has_route(route) && !is_interrupted {
             let result = if trouble.is_empty() { DONE } else { FAILED };
             self.looks

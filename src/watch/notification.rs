@@ -12,8 +12,7 @@ use tokio::time::Instant;
 use super::event::{Event, PushedTo, Reply, ReplyReceiver, Scope};
 use super::handle::{Busy, Handle, run_id};
 use super::receiver::{Notifier, Push};
-use crate::fault::Class;
-use crate::job::{Actor, Cause, Look, Outcome, Remarks, Settled, tag_of};
+use crate::job::{Actor, Cause, Look, Outcome, Remarks, Settled, TroubleClass, tag_of};
 use crate::look::PassOptions;
 use crate::oci::Tag;
 
@@ -66,12 +65,9 @@ impl Settlement {
     /// This, or what the look came to for these tags if that is worse. A look may be shared with
     /// other notifications; the tags of those do not count.
     fn worse(self, look: &Look, tags: &[Tag]) -> Settlement {
-        let is_cancelled = |class: &str| class == Class::Cancelled.name();
+        let mut troubles = look.trouble.iter();
         let is_interrupted = look.totals.interrupted > 0
-            || look
-                .trouble
-                .iter()
-                .any(|trouble| is_cancelled(&trouble.class));
+            || troubles.any(|trouble| trouble.class == TroubleClass::Cancelled);
         let mut failed = look.jobs.iter().filter(|job| job.result == Outcome::Failed);
         let has_failed = !look.trouble.is_empty() || failed.any(|job| is_about(job, tags));
         match self {

@@ -382,7 +382,7 @@ mod tests {
         assert_eq!(resting.0.len(), 1, "v2 was looked at and is well");
         let blind = Look {
             trouble: vec![Trouble {
-                class: "retryable".into(),
+                class: crate::job::TroubleClass::Retryable,
                 text: "down".into(),
             }],
             sight: Sight::Blind,

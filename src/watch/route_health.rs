@@ -122,7 +122,7 @@ mod tests {
 
     fn trouble(text: &str) -> Vec<Trouble> {
         vec![Trouble {
-            class: "retryable".into(),
+            class: crate::job::TroubleClass::Retryable,
             text: text.into(),
         }]
     }

@@ -19,7 +19,7 @@ fn with_texts(result: Outcome, n: u8) -> Settled {
     Settled {
         reasons: vec!["a reason".into()],
         error: Some(Trouble {
-            class: "auth".into(),
+            class: crate::job::TroubleClass::Auth,
             text: "a text of a registry".into(),
         }),
         actor: Actor::named("user:alice").saying(remarks),

@@ -193,25 +193,18 @@ impl Owners {
             if let Some(owner) = owner {
                 let other = &topology.routes.0[owner.route].name;
                 let theirs = &owner.source;
-                return Err(refused(format!(
+                return Err(Trouble::refused(format!(
                     "route {name}: {source} and {theirs} (route {other}) would both be promoted to {}; {source} is left out",
                     address()
                 )));
             }
             if let Some(reader) = reader {
-                return Err(refused(format!(
+                return Err(Trouble::refused(format!(
                     "route {name}: {source} would be promoted to {}, which route {reader} reads again; {source} is left out",
                     address()
                 )));
             }
         }
         Ok(())
-    }
-}
-
-pub(super) fn refused(text: String) -> Trouble {
-    Trouble {
-        class: Trouble::REFUSED.into(),
-        text,
     }
 }

@@ -431,18 +431,18 @@ fn a_wildcard_without_a_match_is_looked_at_and_well() {
 #[test]
 fn looks_are_counted_by_how_they_ended() {
     let bench = Bench::new();
-    let trouble = |class: Class| {
+    let trouble = |class: TroubleClass| {
         [Trouble {
-            class: class.name().into(),
+            class,
             text: String::new(),
         }]
     };
     bench
         .metrics
-        .look_ended("r", Cause::Poll, &trouble(Class::RETRYABLE));
+        .look_ended("r", Cause::Poll, &trouble(TroubleClass::Retryable));
     bench
         .metrics
-        .look_ended("r", Cause::Poll, &trouble(Class::Cancelled));
+        .look_ended("r", Cause::Poll, &trouble(TroubleClass::Cancelled));
     bench.metrics.look_ended("r", Cause::Ping, &[]);
     let count = |cause: &str, result: &str| {
         bench

@@ -127,7 +127,6 @@ pub(super) fn weight(look: &Look) -> usize {
 fn job_weight(job: &Settled) -> usize {
     let names = job.route.len() + job.source.len() + job.destination.len();
     let reasons = job.reasons.iter().map(|reason| reason.len() + 24);
-    let error = job.error.as_ref();
-    let error = error.map_or(0, |error| error.text.len() + error.class.len());
+    let error = job.error.as_ref().map_or(0, |error| error.text.len());
     size_of::<Settled>() + names + reasons.sum::<usize>() + error
 }

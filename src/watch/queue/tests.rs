@@ -237,7 +237,7 @@ async fn expectations_of_different_digests_stay_apart() {
     }
     assert_eq!(
         told.try_recv().unwrap().trouble[0].class,
-        "retryable",
+        crate::job::TroubleClass::Retryable,
         "too many at once"
     );
     assert!(told.try_recv().is_err());

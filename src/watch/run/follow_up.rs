@@ -1,6 +1,7 @@
 //! Looks that follow a look in trouble.
 
 use std::collections::BTreeSet;
+use std::collections::HashSet;
 
 use tokio::time::Instant;
 
@@ -8,7 +9,7 @@ use super::Watch;
 use crate::decision::Revision;
 use crate::endpoint::Repositories;
 use crate::fault::Class;
-use crate::job::{Actor, Cause, Key, Look, Outcome, Sight};
+use crate::job::{Actor, Cause, Key, Look, Outcome, Sight, TroubleClass};
 use crate::look::{LookRequest, PassOptions};
 use crate::watch::handle::run_id;
 use crate::watch::queue::{LookKey, RetryDelays};
@@ -99,19 +100,16 @@ pub(super) fn again(request: &LookRequest) -> LookRequest {
 /// The delays for another look at the whole repository, if its trouble may pass by itself. Each
 /// look that lacks a list has some, unless the look was stopped: its resting tags wait for it.
 pub(super) fn pace(look: &Look) -> Option<RetryDelays> {
-    let whole = |class: Class| {
-        look.trouble
-            .iter()
-            .any(|trouble| trouble.class == class.name())
-    };
-    if whole(Class::Auth) || is_locked_out(look) {
+    let classes: HashSet<TroubleClass> = look.trouble.iter().map(|trouble| trouble.class).collect();
+    if classes.contains(&TroubleClass::Auth) || is_locked_out(look) {
         Some(RetryDelays::SLOW)
-    } else if whole(Class::RETRYABLE) || whole(Class::Corrupt) {
+    } else if classes.contains(&TroubleClass::Retryable) || classes.contains(&TroubleClass::Corrupt)
+    {
         Some(RetryDelays::WHOLE)
-    } else if whole(Class::NotFound) {
+    } else if classes.contains(&TroubleClass::NotFound) {
         Some(RetryDelays::ABSENT)
     } else {
-        let is_refused = look.sight == Sight::Blind && whole(Class::Rejected);
+        let is_refused = look.sight == Sight::Blind && classes.contains(&TroubleClass::Rejected);
         is_refused.then_some(RetryDelays::REFUSED)
     }
 }

@@ -5,8 +5,7 @@
 
 use std::time::Duration;
 
-use crate::fault::Class;
-use crate::job::{Look, Outcome, tag_of};
+use crate::job::{Look, Outcome, TroubleClass, tag_of};
 use crate::look::LookRequest;
 use crate::oci::Tag;
 
@@ -45,8 +44,8 @@ pub(super) fn unseen(request: &LookRequest, look: &Look) -> Option<(LookRequest,
 fn is_unseen(request: &LookRequest, look: &Look, tag: &Tag) -> bool {
     if !look.trouble.is_empty() {
         // A repository without tags is not there yet. Other trouble has looks of its own.
-        let is_absent = |class: &str| class == Class::NotFound.name();
-        return look.trouble.iter().all(|trouble| is_absent(&trouble.class));
+        let mut troubles = look.trouble.iter();
+        return troubles.all(|trouble| trouble.class == TroubleClass::NotFound);
     }
     if let Some(named) = look.named.iter().find(|named| named.name == *tag)
         && named.missing.is_some()
@@ -72,6 +71,7 @@ fn is_unseen(request: &LookRequest, look: &Look, tag: &Tag) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fault::Class;
     use crate::job::{Actor, Cause, NamedTag, Trouble};
 
     fn request(may_precede: bool, attempt: u8) -> LookRequest {
@@ -120,7 +120,7 @@ mod tests {
         assert_eq!(waits(&request(true, 2), &unchanged), None);
         let of_class = |class: Class| Look {
             trouble: vec![Trouble {
-                class: class.name().into(),
+                class: class.into(),
                 text: String::new(),
             }],
             ..Look::default()
