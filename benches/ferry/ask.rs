@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use crate::scenario::Scenario;
 use crate::scratch::Scratch;
 use crate::tools::Tool;
+use crate::watching::Watching;
 
 /// How to use it.
 pub const USAGE: &str = "cargo bench --bench ferry [-- [--quick] [--runs N] [--tools A,B] [--scratch DIR] [--out FILE] [SCENARIO…]]";
@@ -21,8 +22,10 @@ pub struct Ask {
     pub scratch: Scratch,
     /// Where the report goes as well.
     pub out: Option<PathBuf>,
-    /// What is measured.
+    /// What the tools copy.
     pub scenarios: Vec<Scenario>,
+    /// What a daemon that watches is measured at.
+    pub watching: Vec<Watching>,
 }
 
 impl Ask {
@@ -33,6 +36,7 @@ impl Ask {
     pub fn parse(arguments: impl Iterator<Item = String>) -> Result<Ask, String> {
         let (mut quick, mut runs, mut tools) = (false, None, Tool::all());
         let (mut scratch, mut out, mut scenarios) = (Scratch { asked: None }, None, Vec::new());
+        let mut watching = Vec::new();
         let mut arguments = arguments.filter(|argument| argument != "--bench");
         while let Some(argument) = arguments.next() {
             let mut value = || arguments.next().ok_or(format!("{argument} needs a value"));
@@ -42,11 +46,15 @@ impl Ask {
                 "--tools" => tools = chosen(tools, &value()?)?,
                 "--scratch" => scratch.asked = Some(folder(value()?)?),
                 "--out" => out = Some(value()?.into()),
-                name => scenarios.push(scenario(name)?),
+                name => match named(Watching::ALL, Watching::name, name) {
+                    Some(one) => watching.push(one),
+                    None => scenarios.push(scenario(name)?),
+                },
             }
         }
-        if scenarios.is_empty() {
+        if scenarios.is_empty() && watching.is_empty() {
             scenarios = Scenario::ALL.to_vec();
+            watching = Watching::ALL.to_vec();
         }
         let runs = runs.unwrap_or(if quick { 1 } else { 3 });
         Ok(Ask {
@@ -56,6 +64,7 @@ impl Ask {
             scratch,
             out,
             scenarios,
+            watching,
         })
     }
 }
@@ -91,9 +100,18 @@ fn chosen(tools: Vec<Tool>, names: &str) -> Result<Vec<Tool>, String> {
 }
 
 fn scenario(name: &str) -> Result<Scenario, String> {
-    let names = Scenario::ALL.map(Scenario::name).join(", ");
-    let found = Scenario::ALL
-        .into_iter()
-        .find(|scenario| scenario.name() == name);
-    found.ok_or(format!("no scenario {name}; there are {names}\n{USAGE}"))
+    named(Scenario::ALL, Scenario::name, name).ok_or_else(|| {
+        let copies = Scenario::ALL.map(Scenario::name).join(", ");
+        let watched = Watching::ALL.map(Watching::name).join(", ");
+        format!("no scenario {name}; there are {copies}, {watched}\n{USAGE}")
+    })
+}
+
+/// The one of that name.
+fn named<T: Copy, const N: usize>(
+    all: [T; N],
+    name_of: fn(T) -> &'static str,
+    name: &str,
+) -> Option<T> {
+    all.into_iter().find(|one| name_of(*one) == name)
 }

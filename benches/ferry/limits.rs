@@ -40,6 +40,21 @@ impl Verdict {
 }
 
 impl Limit {
+    /// `what` may come to `at_most`; `None`: it was not measured.
+    pub fn new(
+        what: &'static str,
+        at_most: f64,
+        unit: &'static str,
+        measured: Option<f64>,
+    ) -> Limit {
+        Limit {
+            what,
+            at_most,
+            unit,
+            measured,
+        }
+    }
+
     /// A figure is compared as it is printed, with two digits.
     fn rounded(&self) -> Option<f64> {
         self.measured
@@ -121,12 +136,7 @@ impl Rows<'_> {
 /// The limits of a scenario at its full size, with what was measured.
 pub fn limits(facts: &Facts, rows: &[Row]) -> Vec<Limit> {
     let rows = Rows(rows);
-    let limit = |what, at_most, unit, measured| Limit {
-        what,
-        at_most,
-        unit,
-        measured,
-    };
+    let limit = Limit::new;
     let memory = rows.ours(|run| run.memory as f64 / MIB);
     match facts.scenario {
         Scenario::Apps => vec![

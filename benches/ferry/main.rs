@@ -18,28 +18,28 @@ mod scratch;
 mod stage;
 mod table;
 mod tools;
+mod watching;
 
-#[path = "../../tests/it/support/client.rs"]
-#[expect(dead_code, reason = "the tests use more of it")]
-mod client;
-#[path = "../../tests/it/support/image.rs"]
-#[expect(dead_code, reason = "the tests use more of it")]
-mod image;
+#[path = "../../tests/it/support/mod.rs"]
+#[expect(dead_code, unused_imports, reason = "the tests use more of it")]
+mod support;
 
 use std::process::ExitCode;
 
 use tokio::signal::unix::{SignalKind, signal};
 
 use ask::Ask;
-use limits::Verdict;
+use limits::{Limit, Verdict};
 use link::Passed;
 use registry::{Program, Registry};
 use report::Report;
 use scenario::{Scenario, Stock};
 use scratch::Place;
 use stage::{Run, Stage};
+use support::{client, image};
 use table::{Facts, Row};
 use tools::Tool;
+use watching::Watching;
 
 fn main() -> ExitCode {
     let ask = match Ask::parse(std::env::args().skip(1)) {
@@ -115,8 +115,26 @@ async fn measure(ask: &Ask, program: &Program) -> Result<bool, String> {
         };
         bench.run(&mut report, &mut tally).await?;
     }
+    for watching in &ask.watching {
+        report.say(&watched(*watching, ask.quick, &mut tally).await)?;
+    }
     report.say(&tally.to_string())?;
     Ok(tally.failed)
+}
+
+/// Runs a scenario of a daemon that watches; what came of it.
+async fn watched(watching: Watching, quick: bool, tally: &mut Tally) -> String {
+    let (figures, limits) = watching.measure(quick).await;
+    let mut text = format!("### {}\n\n{figures}\n", watching.title(quick));
+    tally.add(watching.name(), &limits);
+    for limit in limits {
+        text += &format!("{limit}\n");
+    }
+    text + &load()
+}
+
+fn load() -> String {
+    format!("\nLoad average at the end: {}.", machine::load())
 }
 
 /// What came of all limits.
@@ -124,6 +142,16 @@ async fn measure(ask: &Ask, program: &Program) -> Result<bool, String> {
 struct Tally {
     verdicts: Vec<(String, Verdict)>,
     failed: bool,
+}
+
+impl Tally {
+    fn add(&mut self, scenario: &str, limits: &[Limit]) {
+        let verdict = |limit: &Limit| {
+            let name = format!("{scenario}: {}", limit.name());
+            (name, limit.verdict())
+        };
+        self.verdicts.extend(limits.iter().map(verdict));
+    }
 }
 
 impl std::fmt::Display for Tally {
@@ -244,15 +272,12 @@ impl Bench<'_> {
         } else {
             "\n"
         };
-        for limit in limits::limits(&facts, rows) {
+        let limits = limits::limits(&facts, rows);
+        tally.add(self.scenario.name(), &limits);
+        for limit in limits {
             text += &format!("{limit}\n");
-            tally.verdicts.push((
-                format!("{}: {}", self.scenario.name(), limit.name()),
-                limit.verdict(),
-            ));
         }
-        text += &format!("\nLoad average at the end: {}.", machine::load());
-        text
+        text + &load()
     }
 
     /// One run of one tool. A rehearsal is for the counts, the others are for the times.

@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::Instant;
 
 use crate::support::scripted::{Answer, Asked, Record};
@@ -311,67 +310,4 @@ async fn measure_a_pass_of_fifty_tags_under_steady_refusals() {
         "{promoted} promoted, {failed} failed in {:?}",
         start.elapsed()
     );
-}
-
-/// A relay before `registry` whose connections each take 100 kB a second.
-async fn slow_uploads(registry: &Scripted) -> String {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
-        .await
-        .expect("a loopback port");
-    let address = listener
-        .local_addr()
-        .expect("a bound socket has an address");
-    let target = registry.host();
-    tokio::spawn(async move {
-        while let Ok((from, _)) = listener.accept().await {
-            let to = tokio::net::TcpStream::connect(&target)
-                .await
-                .expect("the registry listens");
-            let (mut request, mut answer) = from.into_split();
-            let (mut back, mut forth) = to.into_split();
-            tokio::spawn(async move { tokio::io::copy(&mut back, &mut answer).await });
-            tokio::spawn(async move {
-                let mut bytes = vec![0; 10_000];
-                while let Ok(count @ 1..) = request.read(&mut bytes).await {
-                    if forth.write_all(&bytes[..count]).await.is_err() {
-                        break;
-                    }
-                    tokio::time::sleep(Duration::from_micros(count as u64 * 10)).await;
-                }
-            });
-        }
-    });
-    format!("http://{address}")
-}
-
-/// Prints how long a hotfix by name takes beside a backfill of 768 tags, each with a layer that
-/// takes 10 s to upload.
-#[tokio::test]
-#[ignore = "a measurement: run it by its name with --nocapture"]
-async fn measure_a_hotfix_beside_a_backfill_over_slow_uploads() {
-    let (staging, production) = (Scripted::start(), Scripted::start());
-    let mut config = Config::new()
-        .registry("staging", &staging.url())
-        .registry("production", &slow_uploads(&production).await);
-    for app in 0..12_u64 {
-        let name = format!("app-{app}");
-        for tag in 0..64 {
-            let image = Image::oci(1 + app * 64 + tag, &[1000 * KIB]);
-            staging.push(&name, &format!("v{tag}"), &image);
-        }
-        config = config.route(&name, json!({}));
-    }
-    let ferry = Ferry::new(&config.route("hotfix", json!({})));
-    let daemon = ferry.start().await;
-    production.seen(Kind::UploadPost, 64).await;
-    for (repository, seed) in [("hotfix", 10_000), ("app-0", 10_001)] {
-        staging.push(repository, "hotfix", &Image::oci(seed, &[400]));
-        let start = Instant::now();
-        assert_promoted(&daemon, repository, "hotfix").await;
-        let named = production.count(Kind::ManifestPut);
-        println!(
-            "{repository}: {:?}, after {named} of 768 tags",
-            start.elapsed()
-        );
-    }
 }

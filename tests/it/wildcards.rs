@@ -1,10 +1,6 @@
 //! Many routes with wildcards over one catalog.
 
-use std::collections::BTreeSet;
-use std::time::Duration;
-
 use serde_json::json;
-use tokio::time::Instant;
 
 use crate::support::scripted::{Answer, Settings};
 use crate::support::*;
@@ -132,101 +128,4 @@ async fn of_two_sources_that_meet_the_second_waits_until_the_first_is_gone() {
     });
     assert_eq!(daemon.ping(json!({"wait": true})).await.0, 200);
     assert_eq!(production.tags("app"), ["v1", "v2", "v3"]);
-}
-
-/// Measures, and prints: `cargo build --release` first.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "a measurement of the release build, with figures to read"]
-async fn measure_a_thousand_wildcard_routes_over_ten_thousand_repositories() {
-    let staging = Scripted::with(Settings {
-        page: 1000,
-        ..Settings::default()
-    });
-    let production = Scripted::start();
-    let mut config = Config::new()
-        .registry("staging", &staging.url())
-        .registry("production", &production.url());
-    for team in 0..1000 {
-        for repository in 0..10 {
-            staging.tag(
-                &format!("s/team-{team}/app-{repository}"),
-                "v1",
-                "sha256:none",
-            );
-        }
-        config = config.raw_route(
-            json!({"name": format!("team-{team}"), "from": format!("staging/s/team-{team}/**"),
-            "to": format!("production/team-{team}/{{1}}"), "tags": {"include": ["*"]}}),
-        );
-    }
-    for registry in [&staging, &production] {
-        registry.on(|asked| match asked.kind {
-            Kind::Tags => Answer::Reply(
-                Reply::status(200).body("application/json", r#"{"name":"x","tags":[]}"#),
-            ),
-            _ => Answer::Pass,
-        });
-    }
-    let ferry = Ferry::new(&config.daemon("poll", json!("5s"))).released();
-    let started = Instant::now();
-    let daemon = ferry.start().await;
-    println!("alive after {:?}", started.elapsed());
-    let (mut slowest, mut asked) = (Duration::ZERO, 0);
-    let mut first_look = None;
-    while daemon.get("/readyz").await.status() != 200
-        && started.elapsed() < Duration::from_secs(300)
-    {
-        let at = Instant::now();
-        assert_eq!(daemon.get("/healthz").await.status(), 200);
-        slowest = slowest.max(at.elapsed());
-        asked += 1;
-        if first_look.is_none() && staging.count(Kind::Tags) > 0 {
-            first_look = Some(started.elapsed());
-        }
-    }
-    println!(
-        "ready after {:?}, the first look after {first_look:?}",
-        started.elapsed()
-    );
-    println!("/healthz: {asked} times, at most {slowest:?}");
-    let log = staging.log();
-    let repositories: BTreeSet<_> = log
-        .iter()
-        .filter(|record| record.kind == Kind::Tags)
-        .map(|record| &record.path)
-        .collect();
-    let readings = log
-        .iter()
-        .filter(|record| record.kind == Kind::Catalog)
-        .count()
-        / 10;
-    println!(
-        "{readings} readings of the catalog, {} repositories looked at",
-        repositories.len()
-    );
-
-    let (cpu, at) = (
-        daemon
-            .metric("process_cpu_seconds_total", &[])
-            .await
-            .unwrap_or_default(),
-        Instant::now(),
-    );
-    let (before, mut slowest) = (staging.count(Kind::Catalog), Duration::ZERO);
-    while at.elapsed() < Duration::from_secs(30) {
-        let asked = Instant::now();
-        assert_eq!(daemon.get("/healthz").await.status(), 200);
-        slowest = slowest.max(asked.elapsed());
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    let cpu = daemon
-        .metric("process_cpu_seconds_total", &[])
-        .await
-        .unwrap_or_default()
-        - cpu;
-    let readings = (staging.count(Kind::Catalog) - before) / 10;
-    println!(
-        "then, in {:?}: {cpu} s of CPU, {readings} readings, /healthz at most {slowest:?}",
-        at.elapsed()
-    );
 }
