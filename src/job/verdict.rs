@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::GateKind;
-use crate::oci::Tag;
+use crate::oci::{Digest, Tag};
 
 /// What a gate came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -117,6 +117,17 @@ impl Judgement {
             evidence,
             next,
         }
+    }
+
+    /// Whether its evidence names a referrer.
+    pub fn names(&self, referrer: &Digest) -> bool {
+        let referrer = referrer.to_string();
+        let lists = ["referrers", "signatures", "attestations"];
+        let lists = lists
+            .into_iter()
+            .filter_map(|list| self.evidence[list].as_array());
+        let mut named = lists.flatten();
+        named.any(|named| named["digest"] == *referrer || named["statement"] == *referrer)
     }
 
     /// Whether the tag may move by this gate.

@@ -329,6 +329,14 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         Ok(approvals == judged.approvals && judgements.iter().all(Judgement::is_pass))
     }
 
+    /// The gate that has passed by a referrer.
+    pub(super) fn gate_passed_by(&self, referrer: &Digest) -> Option<GateKind> {
+        let judged = self.lock_judged();
+        let mut passed = judged.as_ref()?.judgements.iter();
+        let passed = passed.find(|judgement| judgement.is_pass() && judgement.names(referrer));
+        passed.map(|judgement| judgement.gate)
+    }
+
     /// Whether companions may be named: they follow the last verdicts on their image. What has none
     /// is in production already.
     pub(super) fn companions_may_move(&self) -> bool {

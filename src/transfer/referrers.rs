@@ -198,7 +198,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
                 // ECR has refused some with 405 or 400:
                 // https://github.com/aws/containers-roadmap/issues/2783
                 Err(fault) if fault.class() == Class::Rejected => {
-                    self.referrer_is_refused(&image.top, &fault);
+                    self.referrer_is_refused(&image.top, fault)?;
                     continue;
                 }
                 Err(fault) => return Err(fault),
@@ -219,7 +219,11 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         Ok(())
     }
 
-    fn referrer_is_refused(&self, referrer: &Manifest, fault: &Fault) {
+    /// Reports a referrer that the destination does not take.
+    ///
+    /// # Errors
+    /// A gate passed by it: without it the image would not pass at the destination.
+    fn referrer_is_refused(&self, referrer: &Manifest, fault: Fault) -> Result<(), Fault> {
         let told = self.counts.referrers_refused.load(Ordering::Relaxed);
         self.count_referrer(&referrer.digest, ReferrerOutcome::Refused);
         if told < REFUSALS_TOLD {
@@ -236,6 +240,13 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             error = %fault.chain(),
             "a referrer is refused"
         );
+        match self.gate_passed_by(&referrer.digest) {
+            Some(gate) => {
+                let text = format!("the gate {gate} needs the referrer {}", referrer.digest);
+                Err(fault.while_doing(text))
+            }
+            None => Ok(()),
+        }
     }
 
     fn referrer_is_denied(&self, referrer: &Manifest, block: Block) {

@@ -337,6 +337,47 @@ async fn a_referrer_that_the_destination_refuses_is_told_and_holds_up_nothing() 
     }
 }
 
+/// An image passed its gate by an SBOM that its destination did not take: it was named there without
+/// what had let it pass.
+#[tokio::test]
+async fn a_referrer_that_is_refused_keeps_its_image_back_where_a_gate_needs_it() {
+    let needed = "application/spdx+json";
+    for (of_gate, code) in [(needed, 1), (SIGNATURE, 0)] {
+        let staging = Scripted::start();
+        let production = Scripted::start();
+        let image = Image::oci(1, &[1000]);
+        let refused = Image::referrer(10, &image, needed);
+        staging.push("app", "v1", &image);
+        staging.push_untagged("app", &refused);
+        staging.push_untagged("app", &Image::referrer(11, &image, SIGNATURE));
+        let digest = refused.digest().to_owned();
+        production.on(move |asked| match asked.kind {
+            Kind::ManifestPut if asked.reference() == digest => {
+                Answer::Reply(Reply::status(405).body("application/json", "{}"))
+            }
+            _ => Answer::Pass,
+        });
+        let config = Config::new()
+            .registry("staging", &staging.url())
+            .registry("production", &production.url())
+            .route("app", json!({"gates": {"referrers": [of_gate]}}));
+        let run = Ferry::new(&config).sync(&[]).await.expect(code);
+        let job = run.job("v1");
+        if of_gate == needed {
+            assert_eq!(job["error"]["class"], "rejected", "{job:#}");
+            let text = job["error"]["text"].to_string();
+            assert!(text.contains("the gate referrers needs"), "{text}");
+            assert_eq!(production.tagged("app", "v1"), None);
+        } else {
+            assert_eq!(job["result"], "promoted", "{job:#}");
+            assert_eq!(
+                production.tagged("app", "v1").as_deref(),
+                Some(image.digest())
+            );
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_referrer_that_cannot_be_read_at_staging_still_holds_up_its_image() {
     let (staging, production) = (Scripted::start(), Scripted::start());

@@ -105,7 +105,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
                     continue;
                 }
                 Err(fault) if fault.class() == Class::Rejected => {
-                    self.referrer_is_refused(&image.top, &fault)
+                    self.referrer_is_refused(&image.top, fault)?;
                 }
                 Err(fault) => return Err(fault),
             }
