@@ -91,7 +91,6 @@ pub(super) fn bytes(text: &str) -> Result<u64, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::problem::complaint;
     use super::*;
 
     #[test]
