@@ -48,7 +48,13 @@ pub(crate) fn files_in(folder: &str, ending: &str) -> Vec<PathBuf> {
 
 pub(crate) fn pages() -> Vec<Page> {
     let mut paths = files_in("docs", ".md");
-    paths.extend(["README.md", "CHANGELOG.md"].map(PathBuf::from));
+    let beside = [
+        "README.md",
+        "CHANGELOG.md",
+        "packaging/README.md",
+        "packaging/helm/blobferry/README.md",
+    ];
+    paths.extend(beside.map(PathBuf::from));
     paths
         .into_iter()
         .map(|path| Page {

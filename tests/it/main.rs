@@ -49,6 +49,7 @@ mod naming_program;
 mod notified;
 mod oidc;
 mod orders;
+mod packages;
 mod promote;
 mod queues;
 mod receivers;
