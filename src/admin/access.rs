@@ -26,9 +26,15 @@ use super::App;
 use super::answer::Refusal;
 use super::connections::ClientKey;
 use super::routes::Guard;
-use super::tokens::Tokens;
+use super::tokens::{SecretCheck, Tokens};
 use crate::decision::{Principal, Rights};
 use crate::job::{Actor, Cause};
+use crate::oidc;
+
+/// The code of a token that is missing or refused.
+const UNAUTHORIZED: &str = "unauthorized";
+/// The code of a token that cannot be judged now: the keys of its issuer cannot be read.
+pub(super) const UNVERIFIABLE: &str = "unverifiable";
 
 /// Where a request came in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,26 +60,13 @@ impl Peer {
     }
 }
 
-/// Which secret a request showed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SecretCheck {
-    /// None.
-    Missing,
-    /// Another than ours, or some other kind of credential.
-    Wrong,
-    /// Ours.
-    Valid,
-}
-
 /// A request that passed [`Rules::admit`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AuthContext {
     /// Where it came in.
     pub peer: Peer,
-    /// Which secret it showed.
+    /// Which token it showed.
     pub secret_check: SecretCheck,
-    /// The principal of the token that it showed.
-    pub shown: Option<Principal>,
 }
 
 /// The rules.
@@ -88,6 +81,24 @@ impl Rules {
         Rules { tokens }
     }
 
+    /// The token that a request shows. Issuers are asked for guarded paths alone: health and metrics
+    /// wait for no other machine, and receivers have proofs of their own.
+    pub async fn check_secret(&self, guard: Guard, headers: &HeaderMap) -> SecretCheck {
+        let mut values = headers.get_all(AUTHORIZATION).iter();
+        let Some(first) = values.next() else {
+            return SecretCheck::Missing;
+        };
+        if values.next().is_some() {
+            return SecretCheck::Wrong;
+        }
+        match self.tokens.secret(first.as_bytes()) {
+            SecretCheck::Wrong if matches!(guard, Guard::Look | Guard::Decide) => {
+                self.tokens.issued(first.as_bytes()).await
+            }
+            check => check,
+        }
+    }
+
     /// Keeps browsers' pages and rebound names out.
     ///
     /// # Errors
@@ -95,31 +106,21 @@ impl Rules {
     /// or broken.
     pub fn admit(
         &self,
-        peer: Peer,
+        context: &AuthContext,
         guard: Guard,
         uri: &Uri,
         headers: &HeaderMap,
-    ) -> Result<AuthContext, Refusal> {
-        let shown = self.shown(headers);
-        let context = AuthContext {
-            peer,
-            secret_check: match &shown {
-                Some(_) => SecretCheck::Valid,
-                None if headers.contains_key(AUTHORIZATION) => SecretCheck::Wrong,
-                None => SecretCheck::Missing,
-            },
-            shown,
-        };
+    ) -> Result<(), Refusal> {
         let hosts = hosts(uri, headers)?;
         refuse_pages(headers, hosts.first())?;
-        if let Peer::Tcp(address) = peer {
+        if let Peer::Tcp(address) = context.peer {
             if hosts.is_empty() {
                 return Err(Refusal::bad_request(
                     "the request has no Host header: send one",
                 ));
             }
             // A receiver has a secret of its own, and a registry knows us by some name.
-            let by_name = context.secret_check == SecretCheck::Valid
+            let by_name = context.secret_check.is_valid()
                 || guard == Guard::Receiver
                 || (guard == Guard::Open && !is_loopback(address.ip()));
             if !by_name && !hosts.iter().all(is_literal) {
@@ -131,13 +132,14 @@ impl Rules {
                 ));
             }
         }
-        Ok(context)
+        Ok(())
     }
 
     /// The principal of a request that its credentials allow.
     ///
     /// # Errors
-    /// 401 where a token would help, 403 where none is even configured.
+    /// 401 where a token would help, 403 where none is even configured, 503 where the token cannot
+    /// be judged now.
     pub fn principal(
         &self,
         context: &AuthContext,
@@ -145,14 +147,12 @@ impl Rules {
         headers: &HeaderMap,
     ) -> Result<Principal, Refusal> {
         let forbidden = |code, text: &str| Err(Refusal::new(StatusCode::FORBIDDEN, code, text));
-        match (context.peer, context.secret_check) {
-            (Peer::Tcp(_), secret_check) if self.tokens.is_set() => {
-                let shown = context.shown.clone();
-                shown.ok_or_else(|| unauthorized(secret_check))
+        match (context.peer, &context.secret_check) {
+            (Peer::Tcp(_), SecretCheck::Valid(principal)) if self.tokens.is_set() => {
+                Ok(principal.clone())
             }
-            (_, secret_check)
-                if secret_check != SecretCheck::Valid && came_through_proxy(headers) =>
-            {
+            (Peer::Tcp(_), secret_check) if self.tokens.is_set() => Err(unauthorized(secret_check)),
+            (_, secret_check) if !secret_check.is_valid() && came_through_proxy(headers) => {
                 forbidden(
                     "forwarded",
                     "requests through a proxy need a bearer token: set daemon.tokens or daemon.secret_file and send it as `Authorization: Bearer …`",
@@ -172,15 +172,6 @@ impl Rules {
             ),
         }
     }
-
-    /// The principal of the token that a request shows.
-    fn shown(&self, headers: &HeaderMap) -> Option<Principal> {
-        let mut values = headers.get_all(AUTHORIZATION).iter();
-        let first = values.next()?;
-        let is_alone = values.next().is_none();
-        let principal = self.tokens.principal(first.as_bytes());
-        principal.filter(|_| is_alone)
-    }
 }
 
 /// On every path: [`Rules::admit`].
@@ -198,11 +189,13 @@ pub(super) async fn admit(
         .into_response();
     };
     let guard = Guard::of(request.method(), request.uri().path());
-    match app
+    let secret_check = app.rules.check_secret(guard, request.headers()).await;
+    let context = AuthContext { peer, secret_check };
+    let admitted = app
         .rules
-        .admit(peer, guard, request.uri(), request.headers())
-    {
-        Ok(context) => {
+        .admit(&context, guard, request.uri(), request.headers());
+    match admitted {
+        Ok(()) => {
             request.extensions_mut().insert(context);
             next.run(request).await
         }
@@ -233,7 +226,11 @@ pub(super) async fn guard(
         }
         Err(refusal) => {
             if request.uri().path() == "/v1/sync" && matches!(context.peer, Peer::Tcp(_)) {
-                app.services.watch.count(Cause::Ping, "unauthenticated");
+                let result = match refusal.code {
+                    UNVERIFIABLE => UNVERIFIABLE,
+                    _ => "unauthenticated",
+                };
+                app.services.watch.count(Cause::Ping, result);
             }
             refused(context.peer, refusal)
         }
@@ -250,10 +247,11 @@ fn tell_secrets(app: &App, context: &AuthContext) {
     let Peer::Tcp(address) = context.peer else {
         return;
     };
-    let state = match context.secret_check {
-        SecretCheck::Wrong if app.rules.tokens.is_set() => "wrong",
-        SecretCheck::Valid => "",
-        SecretCheck::Wrong | SecretCheck::Missing => return,
+    let state = match &context.secret_check {
+        SecretCheck::Missing | SecretCheck::Refused(oidc::Refused::Unreachable) => return,
+        SecretCheck::Valid(_) => "",
+        SecretCheck::Wrong | SecretCheck::Refused(_) if app.rules.tokens.is_set() => "wrong",
+        SecretCheck::Wrong | SecretCheck::Refused(_) => return,
     };
     let network = network(address.ip());
     if app.reported_secrets.changed(&network.to_string(), state) && state == "wrong" {
@@ -269,16 +267,27 @@ fn network(address: IpAddr) -> IpAddr {
     }
 }
 
-fn unauthorized(secret_check: SecretCheck) -> Refusal {
+fn unauthorized(secret_check: &SecretCheck) -> Refusal {
+    if let SecretCheck::Refused(refused) = secret_check {
+        return refused.clone().into();
+    }
     let text = match secret_check {
-        SecretCheck::Wrong => {
-            "this is neither the secret of daemon.secret_file nor one of daemon.tokens"
-        }
-        SecretCheck::Missing | SecretCheck::Valid => {
+        SecretCheck::Missing => {
             "send the secret of daemon.secret_file or one of daemon.tokens as `Authorization: Bearer …`"
         }
+        _ => "this is neither the secret of daemon.secret_file nor one of daemon.tokens",
     };
-    Refusal::new(StatusCode::UNAUTHORIZED, "unauthorized", text)
+    Refusal::new(StatusCode::UNAUTHORIZED, UNAUTHORIZED, text)
+}
+
+impl From<oidc::Refused> for Refusal {
+    fn from(refused: oidc::Refused) -> Refusal {
+        let (status, code) = match refused {
+            oidc::Refused::Unreachable => (StatusCode::SERVICE_UNAVAILABLE, UNVERIFIABLE),
+            _ => (StatusCode::UNAUTHORIZED, UNAUTHORIZED),
+        };
+        Refusal::new(status, code, refused.to_string())
+    }
 }
 
 /// The hosts that a request names: in its target, in `Host`, or both.

@@ -31,6 +31,7 @@ use serde_json::json;
 use tokio::sync::Semaphore;
 
 use super::App;
+use super::access::UNVERIFIABLE;
 use super::answer::Refusal;
 use super::receivers::Receiver;
 use super::request_body;
@@ -47,9 +48,6 @@ const SMALL_BODY: usize = 64 << 10;
 /// What a CloudEvents sender asks permission for.
 /// <https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/http-webhook.md#4-abuse-protection>
 const REQUEST_ORIGIN: &str = "webhook-request-origin";
-
-/// The keys of the sender's issuer cannot be read.
-const UNVERIFIABLE: &str = "unverifiable";
 
 /// `POST /v1/events/NAME`.
 pub(super) async fn receive(

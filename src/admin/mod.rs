@@ -48,7 +48,7 @@ use routes::Endpoint;
 pub use routes::{Guard, ROUTES, Route};
 pub use server::{Bound, Error, bind};
 pub use tags::{KnownTag, TagQuery, TagView, TagViews, TagsHandler};
-pub use tokens::Tokens;
+pub use tokens::{Proof, SecretCheck, Token, Tokens};
 
 use crate::ledger::Ledger;
 use crate::state::FolderCheck;

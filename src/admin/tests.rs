@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::*;
-use crate::decision::{Principal, Rights, Token};
+use crate::decision::Rights;
 use crate::job::{Cause, Look, Totals, Trouble};
 use crate::status::Board;
 use crate::status::board::RouteStatus;
@@ -63,8 +63,10 @@ fn secret(word: &str) -> Settings {
 fn tokens(word: &str) -> Vec<Token> {
     vec![Token {
         name: "secret".into(),
-        secret: word.to_owned().into(),
-        principal: Principal::new("secret", Rights::look()),
+        proof: Proof::Secret(word.to_owned().into()),
+        user: None,
+        rights: Rights::look(),
+        routes: None,
     }]
 }
 

@@ -12,7 +12,7 @@ use super::problem::complaint;
 use super::section::{Item, optional};
 use super::tokens::{self, TokenOfApi, of_secret_file};
 use super::units::duration_within;
-use crate::decision::Token;
+use crate::admin::Token;
 use crate::tls::{Identity, TlsFiles};
 
 /// Longest time between two looks.

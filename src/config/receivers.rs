@@ -194,7 +194,7 @@ fn authentication(keys: &AuthenticationKeys<'_>, item: &Item<'_>) -> Option<Auth
 }
 
 /// `oidc: {issuer, audience, claims}`.
-fn oidc(item: &Item<'_>) -> Option<Verifier> {
+pub(super) fn oidc(item: &Item<'_>) -> Option<Verifier> {
     let keys: OidcKeys<'_> = item.keys()?;
     let issuer = keys.issuer.and_then(|item| item.parse(Issuer::parse));
     let audience = keys.audience.and_then(|item| item.word());

@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
-use secrecy::{ExposeSecret as _, SecretString};
+use secrecy::SecretString;
 
 use super::keys::{keys, word_schema};
+use super::receivers::{Oidc, oidc};
 use super::section::{Item, optional};
 use super::shapes::OneOrMany;
 use super::units::is_made_of;
-use crate::decision::{NamePattern, Principal, Right, Rights, Token};
+use crate::admin::{Proof, Token};
+use crate::decision::{NamePattern, Right, Rights};
 use crate::fault::clip;
 
 /// Characters of a token's or a user's name at most.
@@ -19,14 +21,16 @@ const RESERVED: [&str; 2] = ["daemon", "secret"];
 keys! {
     TokenOfApi, TokenKeys {
         /// File with the token.
-        file: String = "name the file that holds the token",
+        file: Option<String>,
+        /// Instead of a file: tokens of an identity provider, such as those of a CI job.
+        oidc: Option<Oidc>,
         /// What it may; looking is always among it. `decide` stands for hold, approve, deny, accept
         /// and rollback.
         may: OneOrManyRights = &format!("say what it may: {}", words()),
         /// Routes that its decisions may be about; `*` stands for any characters. Default: all, and
         /// what is about no route.
         routes: Option<OneOrMany>,
-        /// The user of this machine that owns the token: the ledger counts both as one person.
+        /// The user of this machine that owns the token: the ledger counts both as one.
         user: Option<String>,
     }
 }
@@ -51,8 +55,10 @@ word_schema!(RightWord, "Right", {
 pub(super) fn of_secret_file(secret: SecretString) -> Token {
     Token {
         name: "secret".into(),
-        secret,
-        principal: Principal::new("secret", Rights::look()),
+        proof: Proof::Secret(secret),
+        user: None,
+        rights: Rights::look(),
+        routes: None,
     }
 }
 
@@ -71,10 +77,9 @@ pub(super) fn read(item: &Item<'_>) -> Option<Vec<Token>> {
         }
         match token(name, &item) {
             Some(token) => {
-                let is_same =
-                    |other: &&Token| other.secret.expose_secret() == token.secret.expose_secret();
-                if let Some(other) = tokens.iter().find(is_same) {
-                    item.wrong(format!("has the same secret as {}", other.name));
+                let mut others = tokens.iter();
+                if let Some(other) = others.find(|other| other.proof.is_same(&token.proof)) {
+                    item.wrong(same(&token.proof, &other.name));
                     is_right = false;
                 }
                 tokens.push(token);
@@ -89,22 +94,46 @@ fn is_name(name: &str) -> bool {
     (1..=LONGEST_NAME).contains(&name.len()) && is_made_of(name, "._-")
 }
 
+fn same(proof: &Proof, other: &str) -> String {
+    match proof {
+        Proof::Secret(_) => format!("has the same secret as {other}"),
+        Proof::Oidc(_) => format!("has the same issuer, audience and claims as {other}"),
+    }
+}
+
 fn token(name: &str, item: &Item<'_>) -> Option<Token> {
     let keys: TokenKeys<'_> = item.keys()?;
-    let secret = keys.file.and_then(|item| item.secret());
-    let rights = keys.may.and_then(|item| rights(&item));
+    let proof = proof(&keys, item);
+    let rights = keys.may.as_ref().and_then(rights);
     let routes = optional(&keys.routes, routes_of);
     let user = optional(&keys.user, |item| item.parse(user_name));
-    let principal = Principal {
-        name: user?.unwrap_or_else(|| name.into()),
-        rights: rights?,
-        routes: routes?,
-    };
     Some(Token {
         name: name.into(),
-        secret: secret?,
-        principal,
+        proof: proof?,
+        user: user?,
+        rights: rights?,
+        routes: routes?,
     })
+}
+
+/// Exactly one of `file` and `oidc`.
+fn proof(keys: &TokenKeys<'_>, item: &Item<'_>) -> Option<Proof> {
+    let secret = optional(&keys.file, Item::secret);
+    let verifier = optional(&keys.oidc, oidc);
+    match (secret?, verifier?) {
+        (Some(secret), None) => Some(Proof::Secret(secret)),
+        (None, Some(verifier)) => Some(Proof::Oidc(verifier)),
+        (None, None) => {
+            let text = "is missing: name the file that holds the token (or say oidc)";
+            item.missing("file", text);
+            None
+        }
+        (Some(_), Some(_)) => {
+            let text = "is a second way: keep one of file and oidc";
+            keys.oidc.as_ref()?.wrong(text);
+            None
+        }
+    }
 }
 
 fn words() -> String {

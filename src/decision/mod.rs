@@ -16,7 +16,6 @@ mod approvals;
 mod in_force;
 mod right;
 mod target;
-mod token;
 mod until;
 
 use std::fmt;
@@ -28,7 +27,6 @@ pub use self::approvals::{Approval, Approvals, Change, GateOverride};
 pub use self::in_force::{Block, Candidate, InForce, Numbered, Revision, Verdict, expiry_time};
 pub use self::right::{NamePattern, Principal, Right, Rights};
 pub use self::target::{Destination, NotATarget, Target};
-pub use self::token::Token;
 pub use self::until::{NotAnEnd, until};
 use crate::job::{Actor, GateKind};
 use crate::oci::{Digest, RepositoryName, Tag};

@@ -9,6 +9,7 @@ use serde_json::json;
 use crate::decision::Approvals;
 use crate::job::gates::Approval;
 use crate::job::{GateKind, Judgement, NextJudgement};
+use crate::oidc;
 
 /// The verdict on approvals. `pushers`: the names that registries gave for pushes of the digest.
 pub fn judge(gate: Approval, approvals: &Approvals, pushers: &[String]) -> Judgement {
@@ -40,7 +41,9 @@ pub fn judge(gate: Approval, approvals: &Approvals, pushers: &[String]) -> Judge
 /// Whether a registry's name for a pusher is that of a principal: `alice`, or the last part of an
 /// ARN.
 fn is_of(principal: &str, pusher: &str) -> bool {
-    let name = principal.strip_prefix("user:").unwrap_or(principal);
+    let name = oidc::subject_of(principal)
+        .or_else(|| principal.strip_prefix("user:"))
+        .unwrap_or(principal);
     let last = pusher.rsplit('/').next().unwrap_or(pusher);
     [pusher, last]
         .iter()
@@ -79,6 +82,14 @@ mod tests {
             (1, &["user:alice"], &["robot", "carol"], true),
             (1, &["user:alice", "bob"], &["alice"], true),
             (2, &["user:alice", "bob"], &["alice"], false),
+            (1, &["oidc:https://i.example#alice"], &[], true),
+            (1, &["oidc:https://i.example#alice"], &["alice"], false),
+            (
+                2,
+                &["oidc:https://i.example#a", "oidc:https://j.example#a"],
+                &[],
+                true,
+            ),
         ] {
             let judgement = judged(people, approvals, pushers);
             assert_eq!(

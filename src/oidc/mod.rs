@@ -9,6 +9,7 @@ mod keys;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use jsonwebtoken::dangerous::insecure_decode_claims;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode, decode_header};
 use serde_json::{Map, Value};
 
@@ -19,6 +20,11 @@ use crate::glob::Glob;
 
 /// How far the issuer's clock may be off, in seconds.
 const LEEWAY: i64 = 60;
+/// Characters of a subject at most.
+/// <https://openid.net/specs/openid-connect-core-1_0.html#IDToken>
+const LONGEST_SUBJECT: usize = 255;
+/// What the principal of a token begins with.
+const PRINCIPAL: &str = "oidc:";
 /// The algorithms that are taken.
 const ALGORITHMS: [Algorithm; 9] = [
     Algorithm::RS256,
@@ -33,7 +39,7 @@ const ALGORITHMS: [Algorithm; 9] = [
 ];
 
 /// Which tokens are accepted.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
     /// The issuer.
     pub issuer: Issuer,
@@ -80,9 +86,37 @@ pub enum Refused {
     /// A claim is missing or another one.
     #[error("the token's claim `{0}` is not what the config asks for")]
     Claim(String),
+    /// No subject, or none that can be shown.
+    #[error("the token has no `sub` of 1 to {LONGEST_SUBJECT} printable ASCII characters")]
+    Subject,
     /// The issuer's keys cannot be read now.
     #[error("the issuer's keys cannot be read now; send it again later")]
     Unreachable,
+}
+
+/// A token that was accepted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Accepted {
+    issuer: Issuer,
+    subject: Option<String>,
+}
+
+impl Accepted {
+    /// The principal of the token, `oidc:ISSUER#SUBJECT`: a subject is unique within its issuer,
+    /// and an issuer has no `#`.
+    ///
+    /// # Errors
+    /// [`Refused::Subject`].
+    pub fn principal(&self) -> Result<String, Refused> {
+        let subject = self.subject.as_ref().ok_or(Refused::Subject)?;
+        Ok(format!("{PRINCIPAL}{}#{subject}", self.issuer.as_str()))
+    }
+}
+
+/// The subject in the principal of a token.
+pub fn subject_of(principal: &str) -> Option<&str> {
+    let (_, subject) = principal.strip_prefix(PRINCIPAL)?.split_once('#')?;
+    Some(subject)
 }
 
 /// Checks tokens. Clones share the issuer's keys.
@@ -101,16 +135,24 @@ impl Verifier {
         }
     }
 
-    /// The subject of a token that is accepted.
+    /// Which tokens it accepts.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Accepts a token or refuses it. A token that names another issuer fetches no keys.
     ///
     /// # Errors
     /// [`Refused`].
-    pub async fn verify(&self, token: &str) -> Result<String, Refused> {
+    pub async fn verify(&self, token: &str) -> Result<Accepted, Refused> {
         let header = decode_header(token).map_err(|_| Refused::NotAToken)?;
         // An extension that is critical and not known here: RFC 7515, section 4.1.11.
         if !ALGORITHMS.contains(&header.alg) || header.crit.is_some() {
             return Err(Refused::NotAToken);
         }
+        let claimed: Map<String, Value> =
+            insecure_decode_claims(token).map_err(|_| Refused::NotAToken)?;
+        self.check_issuer(&claimed)?;
         let key = self.keys.key(header.kid.as_deref()).await?;
         let is_for_it = key
             .common
@@ -122,16 +164,24 @@ impl Verifier {
         let key = DecodingKey::from_jwk(&key).map_err(|_| Refused::UnknownKey)?;
         let signed = decode::<Map<String, Value>>(token, &key, &signature_alone(header.alg));
         let claims = signed.map_err(|_| Refused::Signature)?.claims;
+        self.check_issuer(&claims)?;
         self.check(&claims)?;
-        let subject = claims.get("sub").and_then(Value::as_str);
-        Ok(subject.unwrap_or_default().to_owned())
+        Ok(Accepted {
+            issuer: self.settings.issuer.clone(),
+            subject: subject(&claims),
+        })
+    }
+
+    fn check_issuer(&self, claims: &Map<String, Value>) -> Result<(), Refused> {
+        let issuer = claims.get("iss").and_then(Value::as_str);
+        match issuer == Some(self.settings.issuer.as_str()) {
+            true => Ok(()),
+            false => Err(Refused::Issuer),
+        }
     }
 
     fn check(&self, claims: &Map<String, Value>) -> Result<(), Refused> {
         let settings = &self.settings;
-        if claims.get("iss").and_then(Value::as_str) != Some(settings.issuer.as_str()) {
-            return Err(Refused::Issuer);
-        }
         let is_ours = |audience: &Value| audience.as_str() == Some(&settings.audience);
         let is_for_us = match claims.get("aud") {
             Some(Value::Array(audiences)) => audiences.iter().any(is_ours),
@@ -164,6 +214,15 @@ fn signature_alone(algorithm: Algorithm) -> Validation {
     validation
 }
 
+/// The subject, unless the ledger cannot show it.
+fn subject(claims: &Map<String, Value>) -> Option<String> {
+    let subject = claims.get("sub").and_then(Value::as_str)?;
+    let is_printable = |byte: u8| byte.is_ascii_graphic() || byte == b' ';
+    let is_subject =
+        (1..=LONGEST_SUBJECT).contains(&subject.len()) && subject.bytes().all(is_printable);
+    is_subject.then(|| subject.to_owned())
+}
+
 /// A token without an end is refused.
 fn is_in_time(claims: &Map<String, Value>) -> bool {
     let now = clock::now().as_second();
@@ -185,6 +244,34 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn a_principal_is_the_subject_with_its_issuer() {
+        let long = "x".repeat(256);
+        for (subject, expected) in [
+            (
+                json!("repo:acme/app:ref:refs/heads/main"),
+                Some("oidc:https://ci.example#repo:acme/app:ref:refs/heads/main"),
+            ),
+            (json!("a b"), Some("oidc:https://ci.example#a b")),
+            (json!(""), None),
+            (json!("a\nb"), None),
+            (json!("\u{202e}b"), None),
+            (json!(long), None),
+            (json!(7), None),
+            (Value::Null, None),
+        ] {
+            let claims = Map::from_iter([("sub".to_owned(), subject.clone())]);
+            let accepted = Accepted {
+                issuer: Issuer::parse("https://ci.example").unwrap(),
+                subject: super::subject(&claims),
+            };
+            assert_eq!(accepted.principal().ok().as_deref(), expected, "{subject}");
+        }
+        let principal = "oidc:https://ci.example#a#b";
+        assert_eq!(subject_of(principal), Some("a#b"));
+        assert_eq!(subject_of("user:alice"), None);
+    }
 
     #[test]
     fn a_claim_is_compared_as_a_whole() {

@@ -1,5 +1,7 @@
 //! Receivers that take tokens of an identity provider.
 
+mod api;
+
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 

@@ -12,6 +12,7 @@ use secrecy::ExposeSecret as _;
 use serde_json::Value;
 
 use super::*;
+use crate::admin::Proof;
 use crate::job::{Drift, Existing};
 use crate::oci::Digest;
 use crate::registry::auth::Credentials;
@@ -164,7 +165,8 @@ fn everything_said_arrives() {
         (Path::new("/nowhere/here"), Duration::from_secs(65))
     );
     assert_eq!(daemon.retention, Duration::from_secs(48 * 3600));
-    assert_eq!(daemon.tokens[0].secret.expose_secret(), "open sesame");
+    let opened = Proof::Secret("open sesame".to_owned().into());
+    assert!(daemon.tokens[0].proof.is_same(&opened));
     let RegistryKind::Remote(settings) = &config.registries["s"].kind else {
         panic!("{config:?}")
     };

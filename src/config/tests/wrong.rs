@@ -106,6 +106,26 @@ const DAEMON: &[(&str, &str)] = &[
         "2:8: daemon.tls.key_file: is missing: its private key, in PEM",
     ),
     (
+        "daemon:\n  tokens: {a: {may: look}}\n",
+        "2:15: daemon.tokens.a.file: is missing: name the file that holds the token (or say oidc)",
+    ),
+    (
+        "daemon:\n  tokens: {a: {file: \"${SECRETS}/password\", may: [look, fly]}}\n",
+        "2:50: daemon.tokens.a.may: \"fly\" is no right (there are look, hold, approve, deny, accept, rollback, override, or decide for hold, approve, deny, accept and rollback)",
+    ),
+    (
+        "daemon:\n  tokens: {a: {may: look, oidc: {issuer: \"http://i.example\", audience: b, claims: {}}}}\n",
+        "2:42: daemon.tokens.a.oidc.issuer: is not https://host[/path] (http only for this machine)\n2:83: daemon.tokens.a.oidc.claims: is empty: at least one: every account of a public issuer gets tokens for every audience",
+    ),
+    (
+        "daemon:\n  tokens: {a: {may: look, file: \"${SECRETS}/password\", oidc: {issuer: \"https://i.example\", audience: b, claims: {c: d}}}}\n",
+        "2:62: daemon.tokens.a.oidc: is a second way: keep one of file and oidc",
+    ),
+    (
+        "daemon:\n  tokens:\n    a: {may: look, oidc: &o {issuer: \"https://i.example\", audience: b, claims: {c: d}}}\n    e: {may: hold, oidc: *o}\n",
+        "4:8: daemon.tokens.e: has the same issuer, audience and claims as a",
+    ),
+    (
         "daemon:\n  poll: 1s\n  poll: 2s\n",
         "3:3: daemon.poll: is written twice; the first is at 2:3",
     ),
