@@ -125,7 +125,7 @@ async fn one_404_does_not_end_a_conflict() {
         let (status, report) = daemon.ping(json!({"wait": true, "tag": "v1"})).await;
         assert_eq!(status, 502, "{kind}: {report:#}");
         assert!(production.count(Kind::ManifestHead) > asked);
-        drop(daemon);
+        daemon.killed().await;
 
         production.calm();
         ferry.sync(&[]).await.expect(4);

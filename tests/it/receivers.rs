@@ -628,7 +628,7 @@ async fn check_online_tries_each_receiver_from_here() {
     );
     assert!(run.stdout.contains(&reachable), "{}", run.stdout);
     let Scene { ferry, daemon, .. } = scene;
-    drop(daemon);
+    daemon.killed().await;
     let run = ferry.run(&["check", "--online"]).await;
     assert!(
         run.stdout.contains("no daemon answers at"),
