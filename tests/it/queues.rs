@@ -17,6 +17,21 @@ fn pushed(tag: &str) -> Value {
     })
 }
 
+/// The envelope of SNS in front of a queue.
+fn in_sns(event: &Value) -> Value {
+    json!({"Type": "Notification", "MessageId": "m", "Message": event.to_string(),
+        "TopicArn": "arn:aws:sns:eu-west-1:123456789012:t"})
+}
+
+/// The same push as a CloudEvent in structured mode, as an input transformer makes it.
+fn as_cloud_event(tag: &str, account: &str) -> Value {
+    json!({
+        "specversion": "1.0", "id": "13cde686", "type": "com.amazon.ecr.image.push",
+        "source": format!("urn:aws:ecr:eu-west-1:{account}:repository/app"), "time": "2026-11-21T01:54:34Z",
+        "data": {"repositoryName": "app", "imageTag": tag, "imageDigest": "sha256:7f5b", "registryId": account},
+    })
+}
+
 /// A queue of moto, and its dead-letter queue.
 struct TestQueue {
     moto: Moto,
@@ -119,8 +134,7 @@ async fn a_push_arrives_plain_and_in_an_envelope_of_sns() {
     wait_for_messages(&daemon, "settled", 1.0).await;
     stage.there().assert_holds("app", "v1", &one).await;
     assert!(stage.there().digest("app", "v2").await.is_none());
-    let envelope = json!({"Type": "Notification", "MessageId": "m", "TopicArn": "arn:aws:sns:eu-west-1:123456789012:t", "Message": pushed("v2").to_string()});
-    queue.send(&envelope.to_string()).await;
+    queue.send(&in_sns(&pushed("v2")).to_string()).await;
     wait_for_messages(&daemon, "settled", 2.0).await;
     stage.there().assert_holds("app", "v2", &two).await;
     queue.wait_for_counts((0, 0)).await;
@@ -144,6 +158,36 @@ async fn a_push_arrives_plain_and_in_an_envelope_of_sns() {
         "{}",
         history.stdout
     );
+}
+
+/// A message has no headers: the structured mode is known by what the body says.
+#[tokio::test]
+async fn cloud_events_arrive_alone_and_in_an_envelope_of_sns() {
+    let queue = TestQueue::start(5).await;
+    let stage = stage(&queue, |config| config).await;
+    let daemon = stage.ferry.start_ready().await;
+    let image = Image::oci(1, &[1000]);
+    for tag in ["v1", "v2", "v3"] {
+        stage.push().push("app", tag, &image).await;
+    }
+    queue.send(&as_cloud_event("v1", HOME).to_string()).await;
+    let enclosed = in_sns(&as_cloud_event("v2", HOME));
+    queue.send(&enclosed.to_string()).await;
+    wait_for_messages(&daemon, "settled", 2.0).await;
+    stage.there().assert_holds("app", "v1", &image).await;
+    stage.there().assert_holds("app", "v2", &image).await;
+    // Neither another event, nor one without data, nor a message in a message asks for a look.
+    let mut other = as_cloud_event("v3", HOME);
+    other["type"] = json!("com.amazon.ecr.image.delete");
+    queue.send(&other.to_string()).await;
+    wait_for_messages(&daemon, "ignored", 1.0).await;
+    let without_data = json!({"specversion": "1.0", "type": "com.amazon.ecr.image.push"});
+    let twice = in_sns(&in_sns(&as_cloud_event("v3", HOME)));
+    for body in [without_data, twice] {
+        queue.send(&body.to_string()).await;
+    }
+    wait_for_messages(&daemon, "malformed", 2.0).await;
+    assert!(stage.there().digest("app", "v3").await.is_none());
 }
 
 /// The template of `config/eventbridge`, from ECR's event to production.

@@ -60,6 +60,12 @@ pub fn read<T: DeserializeOwned>(
     if !is_structured(headers) {
         return Err(Malformed::NoCloudEvent);
     }
+    structured(body)
+}
+
+/// Reads structured mode where no header can tell: in the body of a queue's message, in an
+/// envelope of SNS.
+pub fn structured<T: DeserializeOwned>(body: &[u8]) -> Result<CloudEvent<T>, Malformed> {
     let event: Structured<T> = json(body)?;
     Ok(CloudEvent {
         kind: event.kind,

@@ -1,5 +1,7 @@
 //! Amazon ECR's events through EventBridge: plain, in an SNS envelope, or as CloudEvents made by an
-//! input transformer. <https://docs.aws.amazon.com/AmazonECR/latest/userguide/ecr-eventbridge.html>
+//! input transformer. A message of a queue has no headers, so a structured CloudEvent is known by
+//! its `specversion`, too.
+//! <https://docs.aws.amazon.com/AmazonECR/latest/userguide/ecr-eventbridge.html>
 //!
 //! | detail type | is about |
 //! |---|---|
@@ -11,6 +13,7 @@ use http::HeaderMap;
 use jiff::Timestamp;
 use serde::Deserialize;
 
+use super::cloud_event::CloudEvent;
 use super::fields::{json, repository, tag, time};
 use super::{AwsOrigin, Delivery, Malformed, Push, cloud_event};
 
@@ -24,9 +27,20 @@ struct Envelope {
     region: Option<String>,
     time: Option<String>,
     detail: Option<Detail>,
+    /// Of a CloudEvent.
+    #[serde(rename = "specversion")]
+    spec_version: Option<String>,
     /// Of an SNS envelope, with the event as its text.
     #[serde(rename = "Message")]
     message: Option<String>,
+}
+
+impl Envelope {
+    /// The text of the event within.
+    fn enclosed(&self) -> Option<&str> {
+        let is_event = self.detail_type.is_some() || self.spec_version.is_some();
+        self.message.as_deref().filter(|_| !is_event)
+    }
 }
 
 #[derive(Deserialize)]
@@ -55,17 +69,21 @@ struct Transformed {
 /// Reads an event.
 pub fn read(headers: &HeaderMap, body: &[u8]) -> Result<Delivery, Malformed> {
     if cloud_event::is_cloud_event(headers) {
-        return transformed(headers, body);
+        return transformed(cloud_event::read(headers, body)?);
     }
     let envelope: Envelope = json(body)?;
-    match envelope.message {
+    match envelope.enclosed() {
         // Unwrapped once: a message inside of a message is no event.
-        Some(message) if envelope.detail_type.is_none() => event(json(message.as_bytes())?),
-        _ => event(envelope),
+        Some(message) => event(json(message.as_bytes())?, message.as_bytes()),
+        None => event(envelope, body),
     }
 }
 
-fn event(envelope: Envelope) -> Result<Delivery, Malformed> {
+/// Reads an event of which no header says more, with its text.
+fn event(envelope: Envelope, text: &[u8]) -> Result<Delivery, Malformed> {
+    if envelope.spec_version.is_some() {
+        return transformed(cloud_event::structured(text)?);
+    }
     let kind = envelope
         .detail_type
         .ok_or(Malformed::Missing("detail-type"))?;
@@ -121,8 +139,7 @@ fn pushed(kind: &str, at: Option<&str>) -> Option<Timestamp> {
     }
 }
 
-fn transformed(headers: &HeaderMap, body: &[u8]) -> Result<Delivery, Malformed> {
-    let event = cloud_event::read::<Transformed>(headers, body)?;
+fn transformed(event: CloudEvent<Transformed>) -> Result<Delivery, Malformed> {
     if event.kind != PUSHED_CLOUD_EVENT {
         return Ok(Delivery::Ignored("no image was pushed"));
     }

@@ -502,9 +502,17 @@ fn ecr_events_arrive_plain_in_an_envelope_or_transformed() {
         },
     });
     let structured = [("content-type", "application/cloudevents+json")];
-    let pushes = pushes(read_with(Kind::Ecr, &structured, &transformed));
-    assert_eq!(pushes[0].tags[0].as_str(), "latest");
-    assert_eq!(pushes[0].aws.as_ref().unwrap().region, "us-west-2");
+    let enclosed = json!({"Type": "Notification", "Message": transformed.to_string()});
+    for found in [
+        read_with(Kind::Ecr, &structured, &transformed),
+        // A queue's message has no headers.
+        read(Kind::Ecr, &transformed),
+        read(Kind::Ecr, &enclosed),
+    ] {
+        let pushes = pushes(found);
+        assert_eq!(pushes[0].tags[0].as_str(), "latest");
+        assert_eq!(pushes[0].aws.as_ref().unwrap().region, "us-west-2");
+    }
 }
 
 /// Whether the push of a referrer raises `ECR Referrer Action` is not documented: both readings
