@@ -1,7 +1,11 @@
 //! Real registries that notify the daemon of pushes by other programs.
 
-use serde_json::json;
+use std::path::Path;
 
+use serde_json::json;
+use tokio::process::Command;
+
+use crate::support::registry::installed;
 use crate::support::*;
 
 const SECRET: &str = "a-long-random-word";
@@ -68,4 +72,63 @@ async fn pushes_to_distribution_2_arrive_by_its_notifications() {
 #[tokio::test]
 async fn pushes_to_distribution_3_arrive_by_its_notifications() {
     pushes_arrive(Program::Distribution3).await;
+}
+
+/// Runs a client in a folder of its own, where it may keep what it remembers.
+async fn run(folder: &Path, program: &str, arguments: &[&str]) {
+    let how = "benches/peers clients (installs it into target/tools/bin)";
+    let output = Command::new(installed(&[program], how))
+        .args(arguments)
+        .env_clear()
+        .env("HOME", folder)
+        .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+        .current_dir(folder)
+        .output()
+        .await
+        .expect("the client runs");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program} {arguments:?}: {said}");
+}
+
+/// An image from elsewhere, or a file, pushed by each client in its own way.
+async fn pushes_of_each_client_arrive(program: Program) {
+    let (staging, production, _ferry, _daemon) = notified(program).await;
+    let elsewhere = Program::Distribution3.start();
+    let image = Image::oci(1, &[1000]);
+    elsewhere.client().push("app", "v1", &image).await;
+    let folder = tempfile::tempdir().expect("a scratch directory");
+    std::fs::write(folder.path().join("notes.txt"), "for oras").expect("a file");
+    let from = format!("{}/app:v1", elsewhere.address());
+    let to = |client: &str| format!("{}/app:{client}", staging.address());
+    let plain = |registry: &Registry| format!("reg={},tls=disabled", registry.address());
+    let (there, here) = (plain(&elsewhere), plain(&staging));
+    let (crane, regctl, oras) = (to("crane"), to("regctl"), to("oras"));
+    let hosts = ["--host", &*there, "--host", &*here];
+    let copy = ["image", "copy", &*from, &*regctl];
+    run(
+        folder.path(),
+        "crane",
+        &["copy", "--insecure", &from, &crane],
+    )
+    .await;
+    run(folder.path(), "regctl", &[&hosts[..], &copy].concat()).await;
+    let push = ["push", "--plain-http", &*oras, "notes.txt"];
+    run(folder.path(), "oras", &push).await;
+    for tag in ["crane", "regctl", "oras"] {
+        let pushed = staging.client().digest("app", tag).await;
+        assert!(pushed.is_some(), "{tag} has pushed");
+        eventually(&format!("the push of {tag} has arrived"), async || {
+            (production.client().digest("app", tag).await == pushed).then_some(())
+        })
+        .await;
+    }
+}
+
+/// Needs three clients: `benches/peers clients`, then
+/// `cargo test --test it -- --ignored notified`.
+#[tokio::test]
+#[ignore = "needs crane, regctl and oras"]
+async fn pushes_of_crane_regctl_and_oras_arrive_by_notifications() {
+    pushes_of_each_client_arrive(Program::Distribution2).await;
+    pushes_of_each_client_arrive(Program::Distribution3).await;
 }
