@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::survey::{Image, Observation, TagFacts};
 use super::verdict::Contents;
 use super::{Completion, Cost, Engine, Found};
-use crate::decision::Verdict;
+use crate::decision::{Block, Verdict};
 use crate::endpoint::{Destination, Source};
 use crate::fault::Fault;
 use crate::gate::question::Phase;
@@ -230,7 +230,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         let Some(image) = self.survey_image(&mut facts).await? else {
             return Ok(Round::Again(Box::new(facts)));
         };
-        let contents = self.contents(&image).await?;
+        let contents = self.contents(image.top.digest, Some(&image)).await?;
         self.note_carried(&image);
         if let Some(block) = self.denial(contents.as_ref()) {
             return Ok(Round::complete(Completion::blocked(block, &facts)));
@@ -265,11 +265,10 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         })
     }
 
-    /// What is said of a tag that would be promoted, before anything is carried. Of an image that
-    /// was not read only its own digest is known to the decisions.
+    /// What is said of a tag that would be promoted, before anything is carried.
     async fn planned(&self, facts: &TagFacts, permission: Permission) -> Result<Completion, Fault> {
         let block = match facts.source {
-            Some(digest) => self.block_beside(digest).await?,
+            Some(digest) => self.block_of(digest).await?,
             None => None,
         };
         Ok(match block {
@@ -279,14 +278,20 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         })
     }
 
+    /// Why an image that was not carried is kept from its tag, if so.
+    async fn block_of(&self, digest: Digest) -> Result<Option<Block>, Fault> {
+        let contents = self.contents(digest, None).await?;
+        match self.denial(contents.as_ref()) {
+            Some(block) => Ok(Some(block)),
+            None => self.block_beside(digest).await,
+        }
+    }
+
     fn note_carried(&self, image: &Image) {
-        let below = image.levels.iter().flatten();
-        let digests = below
-            .map(|manifest| manifest.digest)
-            .chain(image.blobs.iter().map(|blob| blob.digest))
-            .chain([image.top.digest]);
+        let manifests = image.manifests().map(|manifest| manifest.digest);
+        let blobs = image.blobs.iter().map(|blob| blob.digest);
         let mut carried = self.carried.lock().expect("nothing panics while it notes");
-        *carried = Some(Arc::new(digests.collect()));
+        *carried = Some(Arc::new(manifests.chain(blobs).collect()));
     }
 
     /// The completion of a job that failed; a denial of what it carried is told instead.

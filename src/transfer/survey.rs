@@ -45,6 +45,11 @@ enum Child {
 }
 
 impl Image {
+    /// The manifests that were read: of those that the destination holds only the top one.
+    pub(super) fn manifests(&self) -> impl Iterator<Item = &Manifest> {
+        std::iter::once(&self.top).chain(self.levels.iter().flatten())
+    }
+
     /// A manifest with its content at the destination.
     pub(super) fn alone(top: Manifest) -> Image {
         Image {

@@ -48,45 +48,53 @@ impl KnownContents {
 }
 
 impl<S: Source, D: Destination> Promotion<'_, S, D> {
-    /// The digests of an image, while a decision in force is about a digest.
-    pub(super) async fn contents(&self, image: &Image) -> Result<Option<Contents>, Fault> {
+    /// The digests of an image, while a decision in force is about a digest. Manifests that a survey
+    /// has read are not read again.
+    pub(super) async fn contents(
+        &self,
+        top: Digest,
+        surveyed: Option<&Image>,
+    ) -> Result<Option<Contents>, Fault> {
         let in_force = self.engine.ledger.in_force().await?;
         if !in_force.is_about_digests(self.expiry_time()) {
             return Ok(None);
         }
-        let top = image.top.digest;
         if let Some(known) = self.engine.contents.of(&top) {
             return Ok(Some(known));
         }
-        let contents = Arc::new(self.all_digests(image).await?);
+        let surveyed = surveyed.map(Image::manifests).into_iter().flatten();
+        let surveyed: HashMap<Digest, &Manifest> = surveyed
+            .map(|manifest| (manifest.digest, manifest))
+            .collect();
+        let contents = Arc::new(self.all_digests(top, &surveyed).await?);
         self.engine.contents.note(top, contents.clone());
         Ok(Some(contents))
     }
 
-    async fn all_digests(&self, image: &Image) -> Result<HashSet<Digest>, Fault> {
-        let surveyed = image.levels.iter().flatten();
-        let surveyed: HashMap<Digest, &Manifest> = surveyed
-            .map(|manifest| (manifest.digest, manifest))
-            .collect();
-        let mut digests = HashSet::from([image.top.digest]);
+    async fn all_digests(
+        &self,
+        top: Digest,
+        surveyed: &HashMap<Digest, &Manifest>,
+    ) -> Result<HashSet<Digest>, Fault> {
+        let mut digests = HashSet::from([top]);
         let mut manifests = 0;
-        let mut next = vec![image.top.clone()];
-        while let Some(manifest) = next.pop() {
+        let mut next = vec![top];
+        while let Some(digest) = next.pop() {
             manifests += 1;
             if manifests > MOST_MANIFESTS {
                 let reference = self.source_reference();
                 let text = format!("{reference} has more than {MOST_MANIFESTS} manifests");
                 return Err(Fault::rejected(text));
             }
+            let manifest = match surveyed.get(&digest) {
+                Some(manifest) => Some((*manifest).clone()),
+                None => self.manifest_anywhere(digest).await?,
+            };
+            let Some(manifest) = manifest else { continue };
             digests.extend(manifest.blobs.iter().map(|blob| blob.digest));
             for child in manifest.children {
-                let is_new = digests.insert(child.digest);
-                if !is_new || child.media_type.is_surely_blob() {
-                    continue;
-                }
-                match surveyed.get(&child.digest) {
-                    Some(manifest) => next.push((*manifest).clone()),
-                    None => next.extend(self.manifest_anywhere(child.digest).await?),
+                if digests.insert(child.digest) && !child.media_type.is_surely_blob() {
+                    next.push(child.digest);
                 }
             }
         }

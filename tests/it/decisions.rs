@@ -275,6 +275,26 @@ async fn this_digest_never_again_by_a_base_layer_too() {
 }
 
 #[tokio::test]
+async fn a_dry_run_knows_a_denied_layer() {
+    let scene = Scene::new();
+    let base = Blob::layer(7, 5000);
+    let bad = Image::of_layers(1, vec![base.clone()]);
+    let index = Image::index(&[Image::oci(3, &[100]), bad.clone()]);
+    let deny = ["deny", &base.digest, "--reason", "CVE-2026-1"];
+    scene.run(&deny).await.expect(0);
+    scene.staging.push("app", "v1", &bad);
+    scene.staging.push("app", "v2", &index);
+    scene.staging.push("app", "v3", &Image::oci(2, &[100]));
+    let run = scene.ferry.sync(&["--dry-run"]).await.expect(4);
+    assert_eq!((run.total("refused"), run.total("planned")), (2, 1));
+    for tag in ["v1", "v2"] {
+        let why = reasons(&run.job(tag));
+        assert!(why.contains("CVE-2026-1"), "{why}");
+    }
+    assert_eq!(scene.there("v3"), None);
+}
+
+#[tokio::test]
 async fn a_denied_digest_that_production_names_is_counted_and_stays() {
     let scene = Scene::new();
     let image = Image::oci(1, &[100]);
