@@ -30,7 +30,7 @@ keys! {
         state: Option<String>,
         /// How often each route is looked at without being asked, or `off`. Default: 60s.
         poll: Option<String>,
-        /// How often production itself is asked instead of the index. Default: 1h.
+        /// Within what time tags that were equal are asked about again. Default: 1h.
         verify: Option<String>,
         /// Time for running transfers to reach a checkpoint at shutdown. Default: 30s.
         grace: Option<String>,
@@ -66,7 +66,7 @@ pub struct Daemon {
     /// How often each route is looked at without being asked; `None`: only by the sweep of
     /// `verify`.
     pub poll: Option<Duration>,
-    /// How often production itself is asked instead of the index.
+    /// Within what time tags that were equal are asked about again.
     pub verify: Duration,
     /// Time for running transfers to reach a checkpoint at shutdown.
     pub grace: Duration,

@@ -278,17 +278,27 @@ impl Index {
         .await
     }
 
-    /// What tags of a repository name now; `None`: there is no such tag.
-    pub async fn remember_tags(&self, repository: &RepositoryId, tags: Vec<(Tag, Option<Digest>)>) {
+    /// What tags of a repository were seen to name; `None`: there is no such tag. What was seen
+    /// later stays, unless its time has yet to come.
+    pub async fn remember_tags(
+        &self,
+        repository: &RepositoryId,
+        tags: Vec<(Tag, Option<TagHint>)>,
+    ) {
         self.queue_in(repository, move |db, repository| {
-            let mut remember =
-                db.prepare_cached("INSERT OR REPLACE INTO tags (repository, tag, digest, seen) VALUES (?1, ?2, ?3, ?4)")?;
+            let mut remember = db.prepare_cached(
+                "INSERT INTO tags (repository, tag, digest, seen) VALUES (?1, ?2, ?3, ?4)
+                 ON CONFLICT DO UPDATE SET digest = ?3, seen = ?4 WHERE seen <= ?4 OR seen > ?5",
+            )?;
             let now = now();
-            for (tag, digest) in tags {
-                match digest {
-                    Some(digest) => drop(remember.execute(params![repository, tag.as_str(), StoredDigest(digest), now])?),
-                    None => forget_tag(db, repository, &tag)?,
-                }
+            for (tag, hint) in tags {
+                let Some(TagHint { digest, seen }) = hint else {
+                    forget_tag(db, repository, &tag)?;
+                    continue;
+                };
+                let digest = StoredDigest(digest);
+                let seen = seen.as_millisecond();
+                remember.execute(params![repository, tag.as_str(), digest, seen, now])?;
             }
             Ok(())
         })

@@ -119,14 +119,19 @@ async fn manifests_tags_and_checks_are_remembered_and_forgotten() {
     index.forget_manifest(&app, &digest(1)).await;
     assert_eq!(index.manifest(&app, &digest(1)).await, None);
 
+    let seen = clock::now();
+    let hint = |number| {
+        let digest = digest(number);
+        Some(TagHint { digest, seen })
+    };
     let tags = vec![
-        (tag("v1"), Some(digest(1))),
-        (tag("v2"), Some(digest(2))),
-        (tag("v3"), Some(digest(3))),
+        (tag("v1"), hint(1)),
+        (tag("v2"), hint(2)),
+        (tag("v3"), hint(3)),
     ];
     index.remember_tags(&app, tags).await;
     index
-        .remember_tags(&app, vec![(tag("v1"), Some(digest(9))), (tag("v2"), None)])
+        .remember_tags(&app, vec![(tag("v1"), hint(9)), (tag("v2"), None)])
         .await;
     let place = |name| TagId {
         origin: origin(),
@@ -135,6 +140,24 @@ async fn manifests_tags_and_checks_are_remembered_and_forgotten() {
     };
     assert_eq!(index.tag(&place("v1")).await.unwrap().digest, digest(9));
     assert_eq!(index.tag(&place("v2")).await, None);
+    let earlier = TagHint {
+        digest: digest(1),
+        seen: seen - Duration::from_secs(60),
+    };
+    index
+        .remember_tags(&app, vec![(tag("v1"), Some(earlier))])
+        .await;
+    let kept = index.tag(&place("v1")).await.unwrap();
+    assert_eq!(kept.digest, digest(9), "it was seen later");
+    let early = TagHint {
+        digest: digest(4),
+        seen: seen + Duration::from_secs(3600),
+    };
+    index
+        .remember_tags(&app, vec![(tag("v1"), Some(early))])
+        .await;
+    assert_eq!(index.tag(&place("v1")).await, None, "its time is to come");
+    index.remember_tags(&app, vec![(tag("v1"), hint(9))]).await;
     index.forget_tag(&place("v3")).await;
     assert_eq!(
         index.tags(&app).await.into_keys().collect::<Vec<_>>(),
@@ -223,7 +246,16 @@ async fn the_old_is_forgotten_and_the_rest_counted() {
     index.remember_blobs(&app, hints(), true).await;
     index.remember_manifests(&app, vec![digest(1)], true).await;
     index
-        .remember_tags(&app, vec![(tag("v1"), Some(digest(1)))])
+        .remember_tags(
+            &app,
+            vec![(
+                tag("v1"),
+                Some(TagHint {
+                    digest: digest(1),
+                    seen: clock::now(),
+                }),
+            )],
+        )
         .await;
     index.mark_checked(&app, &digest(1)).await;
     index.open_upload(&app, &digest(2), 5, "here").await;

@@ -129,6 +129,11 @@ impl Cause {
         !matches!(self, Cause::Poll | Cause::Verify | Cause::Start)
     }
 
+    /// Whether it is a look of the daemon's own, at its pace.
+    pub fn is_routine(self) -> bool {
+        matches!(self, Cause::Poll | Cause::Verify)
+    }
+
     /// Whether a fresh hint about production is good enough: for the routine poll only.
     pub fn trusts_hints(self) -> bool {
         self == Cause::Poll

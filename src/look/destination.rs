@@ -7,6 +7,7 @@ mod comparison;
 mod estimate;
 mod listed;
 mod news;
+mod remembered;
 mod siblings;
 
 use std::collections::{HashMap, HashSet};
@@ -20,6 +21,8 @@ use jiff::Timestamp;
 pub(super) use self::companions::SeenCompanions;
 use self::comparison::Compared;
 pub(super) use self::comparison::SourceDigests;
+use self::remembered::Asked;
+pub(super) use self::siblings::LeftOut;
 use super::topology::Side;
 use super::{DestinationResult, DestinationTags, Listing, RepositoryLook};
 use crate::clock;
@@ -49,11 +52,15 @@ pub(super) struct DestinationLook<'a, B: Repositories> {
     pub(super) shared: Option<&'a SourceDigests>,
     pub(super) began: Timestamp,
     pub(super) hints: HashMap<Tag, TagHint>,
+    /// The tags that last differed.
+    pub(super) troubled: HashSet<Tag>,
     /// What the ledger knew of production's tags when the look began.
     pub(super) known: HashMap<Tag, TagRecord>,
     /// What the ledger is to learn of tags that are equal.
     pub(super) agreements: Mutex<Vec<Agreement>>,
     pub(super) refused: Arc<HashSet<Digest>>,
+    /// The fixed tags that this look took for equal without asking staging.
+    pub(super) left_out: LeftOut,
     /// The result of [`DestinationLook::compare_manifests`].
     pub(super) behind: tokio::sync::OnceCell<Option<HashSet<Digest>>>,
     /// What jobs have found of companion tags.
@@ -77,8 +84,26 @@ fn stays_pending(outcome: Outcome) -> bool {
 
 /// The result for one tag.
 enum Reconciled {
-    Equal { digest: Digest, by_hint: bool },
+    Equal(Equal),
     Settled(Box<Settled>),
+}
+
+/// Both sides name this digest.
+struct Equal {
+    digest: Digest,
+    /// Whether production was not asked.
+    by_hint: bool,
+    /// Whether staging was not asked.
+    source_by_hint: bool,
+}
+
+/// What came of the tags that were compared.
+#[derive(Default)]
+pub(super) struct ReconciledTags {
+    /// The digests in conflict.
+    pub(super) conflicts: HashSet<Digest>,
+    /// The tags that staging was not asked about.
+    pub(super) left_out: Vec<Tag>,
 }
 
 impl<'a, B: Repositories> DestinationLook<'a, B> {
@@ -101,47 +126,52 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
             shared,
             began,
             hints: HashMap::new(),
+            troubled: HashSet::new(),
             known: HashMap::new(),
             agreements: Mutex::default(),
             refused: Arc::default(),
+            left_out: LeftOut::default(),
             behind: tokio::sync::OnceCell::new(),
             companions: SeenCompanions::default(),
         }
     }
 
-    /// Compares tags and runs a job for each that differs. Returns the digests in conflict.
+    /// Compares tags and runs a job for each that differs.
     pub(super) async fn reconcile(
         &self,
         tags: Vec<Tag>,
         found: &mut DestinationResult,
-    ) -> HashSet<Digest> {
-        let mut conflicts = HashSet::new();
-        let mut equal = Vec::new();
+    ) -> ReconciledTags {
+        let mut reconciled = ReconciledTags::default();
+        let mut asked = Asked::since(self.began);
         let at_once = self.look.topology.settings.tags;
         let mut tended = stream::iter(tags)
             .map(|tag: Tag| {
                 let tended = async move {
+                    let asked_at = self.shared.map_or_else(clock::now, |_| self.began);
                     let tended = self.tend_one(&tag).await;
                     // Within the stream: the other tags go on while the ledger writes.
                     self.record_agreements(AGREEMENTS).await;
-                    (tended, tag)
+                    (tended, tag, asked_at)
                 };
                 tended.boxed()
             })
             .buffer_unordered(at_once);
-        while let Some((tended, tag)) = tended.next().await {
+        while let Some((tended, tag, asked_at)) = tended.next().await {
+            asked.at = asked_at;
             match tended {
-                Reconciled::Equal { digest, by_hint } => {
+                Reconciled::Equal(equal) => {
                     self.count(Some(&tag), Outcome::UpToDate, found);
-                    // A hint does not confirm itself.
-                    if !by_hint {
-                        equal.push((self.there(&tag), Some(digest)));
+                    self.note_equal(&tag, &equal, &mut asked);
+                    if equal.source_by_hint {
+                        reconciled.left_out.push(tag);
                     }
                 }
                 Reconciled::Settled(settled) => {
                     self.count(Some(&tag), settled.result, found);
+                    self.note_settled(&tag, &settled, &mut asked);
                     if settled.result == Outcome::Conflict {
-                        conflicts.extend(settled.digest);
+                        reconciled.conflicts.extend(settled.digest);
                     }
                     if stays_pending(settled.result) {
                         found.pending.push(tag);
@@ -157,15 +187,8 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
         }
         self.record_agreements(1).await;
         self.report_companions(found);
-        if !equal.is_empty() && !self.look.request.options.dry_run {
-            self.look
-                .topology
-                .engine
-                .index
-                .remember_tags(&self.side.repository.id(), equal)
-                .await;
-        }
-        conflicts
+        self.remember(asked).await;
+        reconciled
     }
 
     /// Counts a tag. What is up to date among all tags of a repository is counted by its number
@@ -197,7 +220,7 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
             Err(fault) => return self.failed(tag, fault, &tally).await,
         };
         if let Some(digest) = compared.equal().filter(|digest| self.is_expected(digest))
-            && !self.has_news(&digest).await
+            && !self.has_news(tag, &digest, &compared).await
         {
             return self.equal(tag, digest, &compared, &tally).await;
         }
@@ -338,10 +361,11 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
             && !self.look.request.options.all
             && !self.look.topology.engine.is_in_trouble(&job.key);
         if is_quiet {
-            return Reconciled::Equal {
+            return Reconciled::Equal(Equal {
                 digest,
                 by_hint: compared.by_hint,
-            };
+                source_by_hint: compared.source_by_hint,
+            });
         }
         self.settle(
             &job,

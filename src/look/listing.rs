@@ -1,8 +1,9 @@
 //! What a look reads before it compares: tag lists, ledger records and hints.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::{DestinationTags, RepositoryLook};
@@ -11,6 +12,7 @@ use crate::fault::Fault;
 use crate::index::TagHint;
 use crate::job::TagId;
 use crate::ledger::TagRecord;
+use crate::look::rounds::VerifyRounds;
 use crate::look::topology::Side;
 use crate::oci::{Digest, Tag};
 use crate::transfer::pages::ListedTags;
@@ -24,6 +26,8 @@ pub(super) struct Listing {
     pub(super) siblings: Vec<Tag>,
     pub(super) companions: Arc<BTreeMap<Tag, Option<Digest>>>,
     pub(super) excluded: u64,
+    /// What fixed tags named when they were last asked about, as far as this look need not ask.
+    pub(super) remembered: HashMap<Tag, Digest>,
 }
 
 /// The tags of a destination. `Ok(None)`: the request names its tags, so nothing was listed.
@@ -35,6 +39,7 @@ impl<B: Repositories> RepositoryLook<'_, B> {
         &self,
         source: &B::Repository,
         sides: &[Side<B::Repository>],
+        began: Timestamp,
     ) -> Result<Option<Listing>, Fault> {
         let at = Instant::now();
         let Some(tags) = self
@@ -78,8 +83,54 @@ impl<B: Repositories> RepositoryLook<'_, B> {
             siblings,
             companions: Arc::new(companions),
             excluded: excluded as u64,
+            remembered: self.remembered_tags(source, &tags, began).await,
             tags,
         }))
+    }
+
+    /// Whether it is a look of the daemon's own at all tags.
+    pub(super) fn is_routine(&self) -> bool {
+        self.request.trusts_source_hints && self.request.tags.is_empty()
+    }
+
+    /// Whether a tag of staging is asked about once in a round only: a fixed one without a digest
+    /// in the listing.
+    pub(super) fn has_rounds(&self, tag: &Tag, listed: Option<Digest>) -> bool {
+        listed.is_none() && !self.route.selection.is_moving(tag)
+    }
+
+    /// What the index knows of the tags that this look need not ask about. What is no longer listed
+    /// is forgotten: a tag that comes back is new.
+    async fn remembered_tags(
+        &self,
+        source: &B::Repository,
+        tags: &ListedTags,
+        began: Timestamp,
+    ) -> HashMap<Tag, Digest> {
+        let has_digests = tags.values().all(|listed| listed.digest.is_some());
+        if !self.is_routine() || has_digests {
+            return HashMap::new();
+        }
+        let index = &self.topology.engine.index;
+        let repository = source.id();
+        let rounds = VerifyRounds::of(&self.topology.intervals);
+        let hints = index.tags(&repository).await;
+        let gone = hints.keys().filter(|tag| !tags.contains_key(*tag));
+        let mut gone: Vec<_> = gone.map(|tag| (tag.clone(), None)).collect();
+        gone.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
+        if !gone.is_empty() {
+            index.remember_tags(&repository, gone).await;
+        }
+        let with_rounds = tags
+            .iter()
+            .filter(|(tag, listed)| self.has_rounds(tag, listed.digest));
+        with_rounds
+            .filter_map(|(tag, _)| {
+                let hint = hints.get(tag)?;
+                let is_in_round = rounds.are_together((&repository, tag), hint.seen, began);
+                is_in_round.then(|| (tag.clone(), hint.digest))
+            })
+            .collect()
     }
 
     /// The tags of a destination. `None`: the request names its tags.
@@ -147,18 +198,31 @@ impl<B: Repositories> RepositoryLook<'_, B> {
         Ok(known)
     }
 
-    /// The index's hints of production's tags: only for the routine poll, and without tags that
-    /// last differed.
-    pub(super) async fn hints(&self, side: &Side<B::Repository>) -> HashMap<Tag, TagHint> {
-        if !self.request.trusts_hints {
+    /// The index's hints of production's tags, for looks that trust hints.
+    pub(super) async fn hints(
+        &self,
+        side: &Side<B::Repository>,
+        listing: &Listing,
+    ) -> HashMap<Tag, TagHint> {
+        if !self.uses_hints(listing) {
             return HashMap::new();
         }
         let engine = &self.topology.engine;
+        engine.index.tags(&side.repository.id()).await
+    }
+
+    fn uses_hints(&self, listing: &Listing) -> bool {
+        self.request.trusts_hints || !listing.remembered.is_empty()
+    }
+
+    /// The tags of production that last differed: no hint counts for them.
+    pub(super) fn troubled(&self, side: &Side<B::Repository>, listing: &Listing) -> HashSet<Tag> {
+        if !self.uses_hints(listing) {
+            return HashSet::new();
+        }
         let origin = side.repository.origin();
         let repository = side.repository.repository();
-        let troubled = engine.troubled_tags(&self.route.name, origin, repository);
-        let mut hints = engine.index.tags(&side.repository.id()).await;
-        hints.retain(|tag, _| !troubled.contains(tag));
-        hints
+        let engine = &self.topology.engine;
+        engine.troubled_tags(&self.route.name, origin, repository)
     }
 }

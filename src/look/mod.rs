@@ -9,6 +9,7 @@ mod destination;
 pub mod discover;
 mod listing;
 mod request;
+mod rounds;
 pub mod topology;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -19,7 +20,7 @@ use futures::FutureExt as _;
 use futures::future::{MaybeDone, maybe_done};
 use jiff::Timestamp;
 
-use self::destination::{DestinationLook, SourceDigests};
+use self::destination::{DestinationLook, LeftOut, SourceDigests};
 use self::listing::{DestinationList, Listing};
 pub use self::request::{LookRequest, PassOptions};
 use self::topology::{Side, Topology};
@@ -118,7 +119,7 @@ impl<B: Repositories> RepositoryLook<'_, B> {
             .iter()
             .map(|side| maybe_done(self.list_destination(side).boxed()))
             .collect();
-        let mut source_list = std::pin::pin!(self.list_source(&source, &sides));
+        let mut source_list = std::pin::pin!(self.list_source(&source, &sides, began));
         let listing = std::future::poll_fn(|cx| {
             for list in &mut lists {
                 let _continues_later = list.poll_unpin(cx);
@@ -300,7 +301,8 @@ impl<B: Repositories> RepositoryLook<'_, B> {
         let view = DestinationLook {
             list: list.map(Option::unwrap_or_default),
             has_list,
-            hints: self.hints(side).await,
+            hints: self.hints(side, listing).await,
+            troubled: self.troubled(side, listing),
             known,
             ..DestinationLook::of(self, source, side, listing, shared, began)
         };
@@ -331,9 +333,10 @@ impl<B: Repositories> RepositoryLook<'_, B> {
             .filter(nameable)
             .cloned()
             .partition(|tag| self.route.selection.is_moving(tag));
-        let conflicts = view.reconcile(fixed, &mut found).await;
+        let fixed = view.reconcile(fixed, &mut found).await;
         let view = DestinationLook {
-            refused: Arc::new(conflicts),
+            refused: Arc::new(fixed.conflicts),
+            left_out: LeftOut::of(fixed.left_out),
             ..view
         };
         view.reconcile(moving, &mut found).await;

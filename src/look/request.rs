@@ -39,6 +39,9 @@ pub struct LookRequest {
     /// Whether a fresh hint about production is good enough: for a poll, and where a push named no
     /// tag.
     pub trusts_hints: bool,
+    /// Whether a fresh hint about a fixed tag of staging is good enough in a look at all tags: for
+    /// the routine looks of the daemon.
+    pub trusts_source_hints: bool,
     /// When tags were pushed, where a registry told.
     pub pushed: BTreeMap<Tag, Timestamp>,
     /// The pushers of tags, where a registry told.
@@ -60,6 +63,7 @@ impl LookRequest {
             options: PassOptions::default(),
             run_id: String::new(),
             trusts_hints: cause.trusts_hints(),
+            trusts_source_hints: cause.is_routine(),
             pushed: BTreeMap::new(),
             pushers: BTreeMap::new(),
             may_precede: false,

@@ -23,7 +23,7 @@ use crate::transfer::retry::RulesInForce;
 pub struct Intervals {
     /// Between two polls of a route; `None`: only the sweep.
     pub poll: Option<Duration>,
-    /// Between two looks that ask production instead of the index.
+    /// Within this time the registries are asked again instead of the index.
     pub verify: Duration,
 }
 

@@ -40,6 +40,7 @@ use crate::decision::{Block, Candidate, Verdict};
 use crate::endpoint::{Destination, Put, Source};
 use crate::fault::{Class, Fault};
 use crate::gate::question::Phase;
+use crate::index::TagHint;
 use crate::job::{Gates, TagId, TagRules};
 use crate::ledger::Intended;
 use crate::oci::{Digest, Tag, Target};
@@ -193,10 +194,12 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     }
 
     pub(super) async fn remember_tag(&self, digest: Option<Digest>) {
-        let place = &self.job.key.destination;
+        let tag = self.job.key.destination.tag.clone();
+        let seen = clock::now();
+        let hint = digest.map(|digest| TagHint { digest, seen });
         self.engine
             .index
-            .remember_tags(&self.destination.id(), vec![(place.tag.clone(), digest)])
+            .remember_tags(&self.destination.id(), vec![(tag, hint)])
             .await;
     }
 }

@@ -22,7 +22,7 @@ impl<B: Repositories> DestinationLook<'_, B> {
         tally: &Arc<Tally>,
     ) -> Option<Found> {
         // A hint does not confirm itself.
-        if compared.by_hint || self.look.request.options.dry_run {
+        if compared.is_by_hint() || self.look.request.options.dry_run {
             return None;
         }
         self.end_accepts(tag, digest, compared).await;

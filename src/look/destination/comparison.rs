@@ -33,6 +33,8 @@ pub(super) struct Compared {
     pub(super) destination_at: Instant,
     /// Whether production's digest comes from the index.
     pub(super) by_hint: bool,
+    /// Whether staging's digest comes from the index.
+    pub(super) source_by_hint: bool,
 }
 
 impl Compared {
@@ -46,7 +48,13 @@ impl Compared {
             source_at: None,
             destination_at: Instant::now(),
             by_hint: false,
+            source_by_hint: false,
         }
+    }
+
+    /// Whether a side was not asked.
+    pub(super) fn is_by_hint(&self) -> bool {
+        self.by_hint || self.source_by_hint
     }
 
     pub(super) fn equal(&self) -> Option<Digest> {
@@ -55,16 +63,15 @@ impl Compared {
             .filter(|_| self.source == self.destination)
     }
 
-    /// What a job may act on: an answer of production, never a hint.
+    /// What a job may act on: answers, never hints.
     pub(super) fn without_hint(self) -> Compared {
-        if self.by_hint {
-            Compared {
-                destination: TagState::Unknown,
-                by_hint: false,
-                ..self
-            }
-        } else {
-            self
+        let unless = |by_hint: bool, state| if by_hint { TagState::Unknown } else { state };
+        Compared {
+            source: unless(self.source_by_hint, self.source),
+            destination: unless(self.by_hint, self.destination),
+            by_hint: false,
+            source_by_hint: false,
+            ..self
         }
     }
 }
@@ -106,28 +113,31 @@ impl<B: Repositories> DestinationLook<'_, B> {
                 source_at,
                 destination_at: self.listing.at,
                 by_hint: false,
+                source_by_hint: false,
             });
         }
-        let source = async {
-            match listed {
+        let there = there.filter(|_| !may_be_behind);
+        let hint = if there.is_none() {
+            self.fresh_hint(tag)
+        } else {
+            None
+        };
+        let source = |remembered: Option<Digest>| async move {
+            match listed.or(remembered) {
                 Some(digest) => Ok(TagState::At(digest)),
                 None => self.source_digest(tag, tally).await,
             }
         };
-        let there = there.filter(|_| !may_be_behind);
-        let hint = if there.is_none() {
-            self.fresh_hint(called)
-        } else {
-            None
-        };
         if let Some(known) = there.or(hint) {
+            let remembered = self.remembered(tag).filter(|digest| *digest == known);
             let compared = Compared {
-                source: source.await?,
+                source: source(remembered).await?,
                 destination: TagState::At(known),
                 destination_via: ObservedVia::List,
-                source_at,
+                source_at: source_at.filter(|_| remembered.is_none()),
                 destination_at: self.listing.at,
                 by_hint: hint.is_some(),
+                source_by_hint: remembered.is_some(),
             };
             if compared.equal().is_none() || !self.is_troubled_behind_list(tag) {
                 return Ok(compared);
@@ -140,8 +150,10 @@ impl<B: Repositories> DestinationLook<'_, B> {
                 ..compared
             });
         }
-        let (source, destination) =
-            futures::try_join!(source, self.resolve(&self.side.repository, called, tally))?;
+        let (source, destination) = futures::try_join!(
+            source(None),
+            self.resolve(&self.side.repository, called, tally)
+        )?;
         if destination == TagState::Absent && self.is_listed_now(called) {
             return Err(contradiction(&self.side.repository.address(), called));
         }
@@ -152,6 +164,7 @@ impl<B: Repositories> DestinationLook<'_, B> {
             source_at,
             destination_at: now,
             by_hint: false,
+            source_by_hint: false,
         })
     }
 
@@ -163,23 +176,6 @@ impl<B: Repositories> DestinationLook<'_, B> {
                 .known
                 .get(tag)
                 .is_some_and(|known| known.may_be_behind(listed, clock::now()))
-    }
-
-    /// Production's digest by the index, if it is recent. It proves only that nothing is to be
-    /// done. A tag reported as drift or existing gets no hint.
-    pub(super) fn fresh_hint(&self, tag: &Tag) -> Option<Digest> {
-        if self
-            .known
-            .get(tag)
-            .is_some_and(|known| known.reported.is_some())
-        {
-            return None;
-        }
-        let hint = self.hints.get(tag)?;
-        let age = self.began.duration_since(hint.seen).as_secs();
-        let trust =
-            i64::try_from(self.look.topology.engine.settings.trust.as_secs()).unwrap_or(i64::MAX);
-        (0..trust).contains(&age).then_some(hint.digest)
     }
 
     pub(super) async fn source_digest(

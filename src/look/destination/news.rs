@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use futures::FutureExt as _;
 
-use super::DestinationLook;
+use super::{Compared, DestinationLook};
 use crate::endpoint::{Repositories, Source};
 use crate::fault::Fault;
 use crate::job::Cause;
@@ -15,10 +15,10 @@ pub(super) const OWNERS: usize = 8;
 
 impl<B: Repositories> DestinationLook<'_, B> {
     /// Whether a referrer or companion of an equal tag may be missing. The listing shows new
-    /// companions. The referrers API is asked by the verifying sweep, and at once by `sync` and for
+    /// companions. The referrers API is asked when the tag is verified, and at once by `sync` and for
     /// tags named in the request or a notification: once for each digest, unless the source keeps no such lists or
     /// the lists of both repositories show nothing new.
-    pub(super) async fn has_news(&self, digest: &Digest) -> bool {
+    pub(super) async fn has_news(&self, tag: &Tag, digest: &Digest, compared: &Compared) -> bool {
         let look = self.look;
         if look.request.options.dry_run {
             return false;
@@ -50,7 +50,7 @@ impl<B: Repositories> DestinationLook<'_, B> {
         // A push without a tag may be a referrer: the manifest lists name its subject, at a bounded
         // cost.
         let is_told = look.request.is_notified();
-        let may_ask = at_once || is_told || look.request.cause == Cause::Verify;
+        let may_ask = at_once || is_told || self.is_verified(tag, compared);
         let has_none =
             self.source.lists_referrers() == Some(false) && self.listing.companions.is_empty();
         if !may_ask || has_none {
@@ -60,11 +60,11 @@ impl<B: Repositories> DestinationLook<'_, B> {
             .index
             .checked(&self.side.repository.id(), digest)
             .await;
-        let trust = i64::try_from(engine.settings.trust.as_secs()).unwrap_or(i64::MAX);
         let is_due = match checked {
             None => true,
             Some(at) if at_once || is_told => at < self.began,
-            Some(at) => self.began.duration_since(at).as_secs() >= trust,
+            // Several tags may name the digest, each with a time of its own.
+            Some(at) => self.began.duration_since(at).as_secs() >= self.trust() / 2,
         };
         if !is_due {
             return false;

@@ -1,38 +1,52 @@
 //! Fixed tags in conflict, which refuse their digest to moving tags.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use futures::stream::{self, StreamExt as _};
+use jiff::Timestamp;
+use tokio::sync::OnceCell;
 
 use super::{Compared, DestinationLook};
 use crate::endpoint::{Repositories, Tally};
 use crate::fault::Fault;
 use crate::job::TagState;
+use crate::ledger::TagRecord;
 use crate::oci::{Digest, Tag};
 use crate::transfer::plan::{self, Decision, Facts, Order};
 
+/// Fixed tags that a look took for equal without asking staging.
+#[derive(Default)]
+pub(in crate::look) struct LeftOut {
+    tags: Vec<Tag>,
+    /// What staging names under them, once a moving tag is to move.
+    asked: OnceCell<BTreeMap<Tag, TagState>>,
+}
+
+impl LeftOut {
+    pub(in crate::look) fn of(tags: Vec<Tag>) -> LeftOut {
+        LeftOut {
+            tags,
+            asked: OnceCell::new(),
+        }
+    }
+}
+
 impl<B: Repositories> DestinationLook<'_, B> {
-    /// Digests that a moving tag must not get. A request for this tag alone does not look at the
-    /// fixed tags, so fixed tags with the same digest at staging are compared here.
+    /// Digests that a moving tag must not get. Fixed tags that the look has not asked about, and
+    /// that name its digest at staging, are compared here: a request for this tag alone looks at no
+    /// fixed tag, and a routine look leaves out those that were equal.
     pub(super) async fn refused_by_siblings(
         &self,
         tag: &Tag,
         compared: &Compared,
         tally: &Arc<Tally>,
     ) -> Result<Arc<HashSet<Digest>>, Fault> {
-        let selection = &self.look.route.selection;
-        let fixed = || {
-            self.listing
-                .siblings
-                .iter()
-                .filter(|sibling| !selection.is_moving(sibling))
-        };
-        let asks = selection.is_moving(tag)
+        let asks = self.look.route.selection.is_moving(tag)
             && compared.source != TagState::Absent
-            && fixed().next().is_some();
+            && self.fixed_siblings().next().is_some();
         if !asks {
             return Ok(self.refused.clone());
         }
@@ -43,19 +57,90 @@ impl<B: Repositories> DestinationLook<'_, B> {
                 TagState::Unknown | TagState::Absent => return Ok(self.refused.clone()),
             },
         };
-        let conflicts = fixed().map(|sibling| {
+        // What stays as it is needs no answers. If the job finds otherwise, the digest is refused
+        // until the next look.
+        if self.stays(tag, digest, compared).await? {
+            let others = self.refused.iter().copied();
+            return Ok(Arc::new(others.chain([digest]).collect()));
+        }
+        let left_out = self
+            .left_out
+            .asked
+            .get_or_try_init(|| self.ask_left_out(tally).boxed())
+            .await?;
+        let siblings = self.fixed_siblings().map(|sibling| {
             let sibling = sibling.clone();
             async move {
                 let listed = self.listing.tags.get(&sibling);
                 let source = match listed.and_then(|listed| listed.digest) {
                     Some(listed) => TagState::At(listed),
-                    None => self.source_digest(&sibling, tally).await?,
+                    None => match left_out.get(&sibling) {
+                        Some(source) => *source,
+                        None => self.source_digest(&sibling, tally).await?,
+                    },
                 };
                 self.is_in_conflict(&sibling, source, digest, tally).await
             }
             .boxed()
         });
-        self.refused_with(digest, conflicts.collect()).await
+        self.refused_with(digest, siblings.collect()).await
+    }
+
+    /// The fixed tags that the look has not asked about.
+    fn fixed_siblings(&self) -> impl Iterator<Item = &Tag> {
+        let selection = &self.look.route.selection;
+        let siblings = self.listing.siblings.iter();
+        siblings
+            .filter(|sibling| !selection.is_moving(sibling))
+            .chain(&self.left_out.tags)
+    }
+
+    /// Whether a routine look leaves production's moving tag as it is: it is reported as drift or
+    /// existing, and no accept is in force.
+    async fn stays(&self, tag: &Tag, digest: Digest, compared: &Compared) -> Result<bool, Fault> {
+        let TagState::At(there) = compared.destination else {
+            return Ok(false);
+        };
+        if !self.look.is_routine() || compared.by_hint {
+            return Ok(false);
+        }
+        let known = self.known.get(&self.there(tag)).cloned();
+        let decision = self.decide(tag, digest, Some(there), &known.unwrap_or_default());
+        if !matches!(decision, Decision::Drift(_) | Decision::Existing(_)) {
+            return Ok(false);
+        }
+        let in_force = self.look.topology.engine.ledger.in_force().await?;
+        let routes = [self.look.route.name.clone()];
+        let place = self.place(tag);
+        let is_accepted = in_force.accepts_of(&place).next().is_some()
+            || in_force
+                .accepts_of_all(&routes, Timestamp::MIN)
+                .next()
+                .is_some();
+        Ok(!is_accepted)
+    }
+
+    /// What staging names now under the tags that the look has left out. The next look sees those
+    /// that name something else.
+    async fn ask_left_out(&self, tally: &Arc<Tally>) -> Result<BTreeMap<Tag, TagState>, Fault> {
+        let at_once = self.look.topology.settings.tags;
+        let tags = &self.left_out.tags;
+        let mut answers = stream::iter(tags.clone())
+            .map(|tag| {
+                async move {
+                    let source = self.source_digest(&tag, tally).await?;
+                    Ok::<_, Fault>((tag, source))
+                }
+                .boxed()
+            })
+            .buffer_unordered(at_once);
+        let mut asked = BTreeMap::new();
+        while let Some(answer) = answers.next().await {
+            let (tag, source) = answer?;
+            asked.insert(tag, source);
+        }
+        self.remember_left_out(&asked).await;
+        Ok(asked)
     }
 
     /// The same by answers of now, after staging moved the tag: what the look has read before says
@@ -141,13 +226,23 @@ impl<B: Repositories> DestinationLook<'_, B> {
             .ledger
             .written(&self.place(tag))
             .await?;
+        let decision = self.decide(tag, digest, destination, &known);
+        Ok(matches!(decision, Decision::Conflict(_)))
+    }
+
+    fn decide(
+        &self,
+        tag: &Tag,
+        source: Digest,
+        destination: Option<Digest>,
+        known: &TagRecord,
+    ) -> Decision {
         let facts = Facts {
-            source: Some(digest),
+            source: Some(source),
             destination,
             ledger_known: known.is_known(destination.as_ref()),
             ledger_agrees: destination.is_some_and(|there| known.is_ours(&there)),
         };
-        let decision = plan::decide(self.look.route.rules_for(tag), &facts, &Order::default());
-        Ok(matches!(decision, Decision::Conflict(_)))
+        plan::decide(self.look.route.rules_for(tag), &facts, &Order::default())
     }
 }

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::StrideKey;
 use crate::fault::Fault;
-use crate::job::{Cause, Look, Rank, Remark};
+use crate::job::{Look, Rank, Remark};
 use crate::look::LookRequest;
 use crate::oci::Tag;
 
@@ -238,6 +238,7 @@ impl Waiting {
                 (request.cause, request.actor, request.run_id);
         }
         self.request.trusts_hints &= request.trusts_hints;
+        self.request.trusts_source_hints &= request.trusts_source_hints;
         self.request.may_precede |= request.may_precede;
         self.rank = self.rank.min(rank);
         self.merge_push_times(request.pushed);
@@ -276,5 +277,5 @@ impl Waiting {
 
 /// Whether the request is the daemon's own.
 pub(super) fn is_poll(request: &LookRequest) -> bool {
-    matches!(request.cause, Cause::Poll | Cause::Verify)
+    request.cause.is_routine()
 }
