@@ -3,7 +3,8 @@
 //! 1. [`Rules::admit`], on every path: a page in a browser gets nothing. A foreign `Origin` or
 //!    `Sec-Fetch-Site` is refused. Over TCP, `Host` must be an IP address or `localhost`, which no
 //!    rebound name can be; any other name needs the secret. Metrics and health accept any name from
-//!    peers beyond loopback, so that they can be scraped by name; receivers accept any name.
+//!    peers beyond loopback, so that they can be scraped by name, and so does the page; receivers
+//!    accept any name. A link of another site may open the page, which holds nothing of the daemon.
 //! 2. [`Rules::principal`], on guarded paths but receivers, which have proofs of their own: the
 //!    control socket, where the file mode is the credential, or a bearer token. While no token is
 //!    configured, a loopback peer may look
@@ -112,7 +113,9 @@ impl Rules {
         headers: &HeaderMap,
     ) -> Result<(), Refusal> {
         let hosts = hosts(uri, headers)?;
-        refuse_pages(headers, hosts.first())?;
+        if guard != Guard::Page || !is_navigation(headers) {
+            refuse_pages(headers, hosts.first())?;
+        }
         if let Peer::Tcp(address) = context.peer {
             if hosts.is_empty() {
                 return Err(Refusal::bad_request(
@@ -122,7 +125,7 @@ impl Rules {
             // A receiver has a secret of its own, and a registry knows us by some name.
             let by_name = context.secret_check.is_valid()
                 || guard == Guard::Receiver
-                || (guard == Guard::Open && !is_loopback(address.ip()));
+                || (matches!(guard, Guard::Open | Guard::Page) && !is_loopback(address.ip()));
             if !by_name && !hosts.iter().all(is_literal) {
                 let text = "this name is not known here; use the IP address or localhost, or show the secret";
                 return Err(Refusal::new(
@@ -342,6 +345,15 @@ fn refuse_pages(headers: &HeaderMap, host: Option<&Authority>) -> Result<(), Ref
         ));
     }
     Ok(())
+}
+
+/// Whether a browser opens this as a page of its own, as a link of another site has it do. What it
+/// shows then is out of that site's reach.
+fn is_navigation(headers: &HeaderMap) -> bool {
+    let says = |name, value: &str| headers.get(name).is_some_and(|said| said == value);
+    says("sec-fetch-mode", "navigate")
+        && says("sec-fetch-dest", "document")
+        && !headers.contains_key(ORIGIN)
 }
 
 fn same_origin(origin: &[u8], host: &Authority) -> bool {

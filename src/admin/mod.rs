@@ -2,7 +2,7 @@
 //! and reads snapshots; it decides nothing. [`ROUTES`] lists the routes with their guards; any
 //! other path is a 404 that names them.
 //!
-//! *Open* routes answer every client that reaches the listener. *Look* needs the control socket or
+//! *Open* routes and the *page* answer every client that reaches the listener. *Look* needs the control socket or
 //! a bearer token; while no token is configured, loopback peers may look too, since a look is
 //! harmless. *Decide* always needs the socket or a token with the right. *Receiver* needs what the
 //! receiver's config says. [`access`] has the rules, and refuses pages in browsers everywhere.
@@ -13,18 +13,21 @@
 pub mod access;
 mod answer;
 mod arriving_body;
+mod caller;
 pub mod client;
 mod connections;
 mod copies;
 mod decisions;
 mod events;
 mod health;
+mod page;
 mod receivers;
 mod request_body;
 mod routes;
 mod server;
 mod status;
 mod sync;
+mod tag_list;
 mod tags;
 mod tokens;
 mod write_timeout;
@@ -160,7 +163,7 @@ pub fn router(services: Services, settings: &Settings) -> Router {
     for route in &ROUTES {
         let handler = handler(route.endpoint);
         router = match route.guard {
-            Guard::Open | Guard::Receiver => router.route(route.path, handler),
+            Guard::Open | Guard::Page | Guard::Receiver => router.route(route.path, handler),
             Guard::Look | Guard::Decide => {
                 router.route(route.path, handler.route_layer(guard.clone()))
             }
@@ -176,6 +179,8 @@ pub fn router(services: Services, settings: &Settings) -> Router {
 
 fn handler(endpoint: Endpoint) -> MethodRouter<Arc<App>> {
     match endpoint {
+        Endpoint::Page => get(page::page),
+        Endpoint::PagePart => get(page::part),
         Endpoint::Metrics => get(status::metrics),
         Endpoint::Alive => get(health::alive),
         Endpoint::Ready => get(health::ready),
@@ -187,6 +192,7 @@ fn handler(endpoint: Endpoint) -> MethodRouter<Arc<App>> {
         Endpoint::Decisions => get(decisions::list),
         Endpoint::Run => get(sync::run),
         Endpoint::Tags => get(tags::tags),
+        Endpoint::Caller => get(caller::caller),
         Endpoint::Events => post(events::receive).options(events::permit),
     }
 }

@@ -8,6 +8,9 @@ use axum::http::Method;
 pub enum Guard {
     /// Nothing.
     Open,
+    /// Nothing: the page for browsers, which holds nothing of the daemon. Links of other sites may
+    /// lead to it.
+    Page,
     /// The socket, a token, or loopback while there is no token.
     Look,
     /// The socket or a token, and the right that the act takes.
@@ -36,6 +39,8 @@ impl Guard {
 /// What answers a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Endpoint {
+    Page,
+    PagePart,
     Metrics,
     Alive,
     Ready,
@@ -47,6 +52,7 @@ pub(super) enum Endpoint {
     Decisions,
     Run,
     Tags,
+    Caller,
     Events,
 }
 
@@ -62,7 +68,19 @@ pub struct Route {
 }
 
 /// All of them.
-pub const ROUTES: [Route; 12] = [
+pub const ROUTES: [Route; 15] = [
+    Route {
+        method: "GET",
+        path: "/",
+        guard: Guard::Page,
+        endpoint: Endpoint::Page,
+    },
+    Route {
+        method: "GET",
+        path: "/page/{name}",
+        guard: Guard::Page,
+        endpoint: Endpoint::PagePart,
+    },
     Route {
         method: "GET",
         path: "/metrics",
@@ -128,6 +146,12 @@ pub const ROUTES: [Route; 12] = [
         path: "/v1/tags",
         guard: Guard::Look,
         endpoint: Endpoint::Tags,
+    },
+    Route {
+        method: "GET",
+        path: "/v1/caller",
+        guard: Guard::Look,
+        endpoint: Endpoint::Caller,
     },
     Route {
         method: "POST",

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Query, State};
-use axum::http::{StatusCode, Uri, header};
+use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
 use prometheus::TextEncoder;
@@ -14,6 +14,7 @@ use super::App;
 use super::answer::Refusal;
 use crate::clock;
 use crate::ledger;
+use crate::oci::Digest;
 use crate::status::board::Status;
 
 /// Rows in one page of the ledger at most.
@@ -41,12 +42,27 @@ pub(super) async fn metrics(State(app): State<Arc<App>>) -> Result<Response, Ref
         .into_response())
 }
 
-/// `GET /v1/status`.
-pub(super) async fn status(State(app): State<Arc<App>>) -> Json<Status> {
+/// `GET /v1/status`. A caller that sends back the `ETag` gets 304 as long as nothing has changed.
+pub(super) async fn status(State(app): State<Arc<App>>, headers: HeaderMap) -> Response {
+    let body = serde_json::to_vec(&snapshot(&app)).expect("plain data");
+    let tag = format!("\"{}\"", Digest::sha256(&body).encoded());
+    let is_known = headers
+        .get(header::IF_NONE_MATCH)
+        .is_some_and(|known| known == &*tag);
+    if is_known {
+        return (StatusCode::NOT_MODIFIED, [(header::ETAG, tag)]).into_response();
+    }
+    let content_type = "application/json".to_owned();
+    let headers = [(header::CONTENT_TYPE, content_type), (header::ETAG, tag)];
+    (headers, body).into_response()
+}
+
+fn snapshot(app: &App) -> Status {
     let mut status = app.services.watch.board().snapshot();
     let in_force = app.services.ledger.known_decisions();
     status.decisions = in_force.now(clock::now()).cloned().collect();
-    Json(status)
+    status.rows_added = app.services.ledger.rows_added();
+    status
 }
 
 /// What `GET /v1/promotions` is asked.

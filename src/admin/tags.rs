@@ -1,4 +1,4 @@
-//! `GET /v1/tags`: everything that bears on one tag.
+//! `GET /v1/tags`: everything that bears on one tag, or without a tag a list.
 
 use std::sync::Arc;
 
@@ -9,11 +9,13 @@ use axum::{Extension, Json};
 use futures::future::BoxFuture;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 use super::App;
 use super::access::AuthContext;
 use super::answer::Refusal;
 use super::sync::acquire_wait_permit;
+use super::tag_list::{ListQuery, ListedTag};
 use crate::decision::Numbered;
 use crate::job::{Judgement, Outcome, Trouble};
 use crate::ledger::Row;
@@ -87,13 +89,39 @@ pub struct TagViews {
 pub type TagsHandler =
     Arc<dyn Fn(TagQuery) -> BoxFuture<'static, Result<Vec<TagView>, Refusal>> + Send + Sync>;
 
-/// `GET /v1/tags`.
+/// `GET /v1/tags`: one tag where `repository` or `tag` is given, else a list.
 pub(super) async fn tags(
-    State(app): State<Arc<App>>,
-    Extension(context): Extension<AuthContext>,
+    state: State<Arc<App>>,
+    context: Extension<AuthContext>,
     uri: Uri,
 ) -> Result<Response, Refusal> {
-    let Query(query) = Query::<TagQuery>::try_from_uri(&uri)
+    let query = uri.query().unwrap_or_default();
+    let is_one = query
+        .split('&')
+        .any(|pair| pair.starts_with("repository=") || pair.starts_with("tag="));
+    if is_one {
+        one(state, context, &uri).await
+    } else {
+        list(state, &uri).await
+    }
+}
+
+async fn list(State(app): State<Arc<App>>, uri: &Uri) -> Result<Response, Refusal> {
+    let Query(query) = Query::<ListQuery>::try_from_uri(uri)
+        .map_err(|error| Refusal::bad_request(error.body_text()))?;
+    let board = app.services.watch.board().snapshot();
+    let routes = board.routes.into_iter().map(|route| route.name).collect();
+    let tags = app.services.ledger.tags(query.within(routes)?).await?;
+    let tags: Vec<ListedTag> = tags.into_iter().map(ListedTag::from).collect();
+    Ok(Json(json!({"tags": tags})).into_response())
+}
+
+async fn one(
+    State(app): State<Arc<App>>,
+    Extension(context): Extension<AuthContext>,
+    uri: &Uri,
+) -> Result<Response, Refusal> {
+    let Query(query) = Query::<TagQuery>::try_from_uri(uri)
         .map_err(|error| Refusal::bad_request(error.body_text()))?;
     let _permit = acquire_wait_permit(&app, context.peer)?;
     let tags = (app.services.tags)(query).await?;

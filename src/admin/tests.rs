@@ -161,6 +161,42 @@ async fn access_follows_the_table() {
             421,
         ),
         (&open, "GET /readyz", REMOTE, "", 503),
+        // The page: anyone, by any name from beyond loopback, by links of other sites; scripts and
+        // frames of those get nothing.
+        (&closed, "GET /", LOOPBACK, "", 200),
+        (&closed, "GET /", REMOTE, "host: build.example:9464", 200),
+        (&closed, "GET /page/page.js", REMOTE, "", 200),
+        (&closed, "GET /page/none.js", REMOTE, "", 404),
+        (&open, "GET /", LOOPBACK, "host: rebound.example", 421),
+        (&open, "POST /", LOOPBACK, "", 405),
+        (
+            &closed,
+            "GET /",
+            LOOPBACK,
+            "sec-fetch-site: cross-site|sec-fetch-mode: navigate|sec-fetch-dest: document",
+            200,
+        ),
+        (
+            &closed,
+            "GET /",
+            LOOPBACK,
+            "sec-fetch-site: cross-site|sec-fetch-mode: navigate|sec-fetch-dest: iframe",
+            403,
+        ),
+        (
+            &closed,
+            "GET /page/page.js",
+            LOOPBACK,
+            "sec-fetch-site: cross-site|sec-fetch-mode: no-cors|sec-fetch-dest: script",
+            403,
+        ),
+        (
+            &open,
+            "GET /v1/status",
+            LOOPBACK,
+            "sec-fetch-site: cross-site|sec-fetch-mode: navigate|sec-fetch-dest: document",
+            403,
+        ),
         // Without a secret: loopback and the socket.
         (&open, "GET /v1/status", LOOPBACK, "", 200),
         (&open, "GET /v1/status", LOOPBACK_6, "host: [::1]:9464", 200),
@@ -185,7 +221,7 @@ async fn access_follows_the_table() {
         (&open, "GET /v1/status", REMOTE, "secret: any", 403),
         (&open, "POST /v1/sync", REMOTE, "", 403),
         (&open, "GET /nowhere", REMOTE, "", 403),
-        (&open, "GET /", LOOPBACK, "", 404),
+        (&open, "GET /v1", LOOPBACK, "", 404),
         (&open, "POST /v1/decide", LOOPBACK, "", 403),
         (&open, "POST /v1/decide", SOCKET, "", 404),
         // Copies: the socket alone, whatever is shown.

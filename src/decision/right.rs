@@ -93,6 +93,11 @@ impl Rights {
         Ok(Rights(rights))
     }
 
+    /// Their words, each right by itself.
+    pub fn names(&self) -> Vec<&'static str> {
+        self.0.iter().map(|right| right.name()).collect()
+    }
+
     /// Whether a right is among them.
     pub fn has(&self, right: Right) -> bool {
         self.0.contains(&right)
@@ -107,6 +112,11 @@ impl NamePattern {
     /// A pattern as the config writes it.
     pub fn new(text: &str) -> NamePattern {
         NamePattern(text.into())
+    }
+
+    /// The pattern as the config writes it.
+    pub fn as_str(&self) -> &str {
+        &self.0
     }
 
     /// Whether a name fits.

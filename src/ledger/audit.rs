@@ -9,6 +9,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -177,11 +178,23 @@ struct Batch {
 /// Whether the audit file follows.
 #[derive(Debug, Default)]
 pub(super) struct AuditState {
-    pub(super) appended: Notify,
+    appended: Notify,
+    rows_added: AtomicU64,
     trouble: Mutex<Option<Arc<str>>>,
 }
 
 impl AuditState {
+    /// A row was added: the audit file gets it, too.
+    pub(super) fn row_added(&self) {
+        self.rows_added.fetch_add(1, Ordering::Relaxed);
+        self.appended.notify_one();
+    }
+
+    /// Rows that this process has added.
+    pub(super) fn rows_added(&self) -> u64 {
+        self.rows_added.load(Ordering::Relaxed)
+    }
+
     /// Why nothing may be named, if so.
     pub(super) fn trouble(&self) -> Option<Fault> {
         let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);

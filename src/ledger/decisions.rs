@@ -274,7 +274,7 @@ impl Ledger {
             rows::append(db, &content, None, &facts).map(drop)
         };
         self.store.write(act).await.map_err(unwritable)?;
-        self.audit.appended.notify_one();
+        self.audit.row_added();
         Ok(())
     }
 
@@ -297,7 +297,7 @@ impl Ledger {
         self.store.queue(act, settle).await;
         let gone = |_| Fault::retryable("the ledger was closed");
         let changed = answer.await.map_err(gone)??;
-        self.audit.appended.notify_one();
+        self.audit.row_added();
         self.check_folder()
             .map_err(|gone| Fault::retryable(gone.to_string()))?;
         Ok(changed)

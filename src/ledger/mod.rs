@@ -33,6 +33,7 @@ use crate::state::{FolderCheck, FolderReplaced, StateLock};
 
 mod audit;
 mod chain;
+mod current;
 mod decisions;
 mod first_seen;
 mod pushers;
@@ -44,6 +45,7 @@ mod tag_records;
 
 pub use audit::{AuditFile, AuditTask, KnownEnd};
 pub use chain::Verified;
+pub use current::{CurrentTag, TagsQuery};
 pub use decisions::{DeniedTag, Recorded, Sending};
 pub use retention::Step;
 pub use rows::{Content, Query, Reload, Row};
@@ -462,7 +464,9 @@ impl Ledger {
         if is_over {
             self.refresh_decisions().await?;
         }
-        self.audit.appended.notify_one();
+        if is_added {
+            self.audit.row_added();
+        }
         Ok(is_added)
     }
 
@@ -471,7 +475,7 @@ impl Ledger {
         let content = Content::Reload(Box::new(reload));
         let act = move |db: &Connection| rows::append(db, &content, None, &facts).map(drop);
         self.store.write(act).await.map_err(unwritable)?;
-        self.audit.appended.notify_one();
+        self.audit.row_added();
         Ok(())
     }
 
@@ -574,6 +578,11 @@ impl Ledger {
             .read(move |db| rows::troubled(db, origin.as_str(), repository.as_str()))
             .await
             .map_err(unreadable)
+    }
+
+    /// Rows that this process has added: tells whether there is anything new to read.
+    pub fn rows_added(&self) -> u64 {
+        self.audit.rows_added()
     }
 
     /// Rows, a page at a time.

@@ -201,7 +201,10 @@ pub(super) fn add(
             .insert(job_names(key))?,
     };
     let content = Content::Outcome(Box::new(settled.clone()));
-    append(db, &content, Some((job, key)), facts)
+    let row = append(db, &content, Some((job, key)), facts)?;
+    db.prepare_cached("UPDATE jobs SET newest = ?2, result = ?3 WHERE id = ?1")?
+        .execute(params![job, row.cast_signed(), settled.result.name()])?;
+    Ok(row)
 }
 
 /// Adds a row at the end of the chain. Returns its number.

@@ -11,6 +11,7 @@ pub(super) const SCHEMA: Schema = Schema {
     application: 0x62_66_6c_67,
     migrations: &[
         VERSION_1, VERSION_2, VERSION_3, VERSION_4, VERSION_5, VERSION_6, VERSION_7, VERSION_8,
+        VERSION_9,
     ],
     fill: super::chain::seal,
 };
@@ -152,4 +153,14 @@ const VERSION_8: &str = "
         pusher TEXT NOT NULL,
         PRIMARY KEY (origin, repository, digest, pusher)
     ) STRICT, WITHOUT ROWID;
+";
+
+const VERSION_9: &str = "
+    -- the newest row of each job and its result: what is listed must not be searched among all rows
+    ALTER TABLE jobs ADD COLUMN newest INTEGER REFERENCES rows (id);
+    ALTER TABLE jobs ADD COLUMN result TEXT;
+    UPDATE jobs SET newest = (SELECT max(id) FROM rows WHERE job = jobs.id);
+    UPDATE jobs SET result = (SELECT json_extract(content, '$.result') FROM rows WHERE id = jobs.newest);
+    CREATE INDEX jobs_by_newest ON jobs (newest);
+    CREATE INDEX jobs_by_result ON jobs (result, newest);
 ";

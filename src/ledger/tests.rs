@@ -7,6 +7,7 @@ use crate::fault::Class;
 use crate::job::{Actor, Cause, Trouble};
 
 mod chain;
+mod current;
 mod retention;
 
 fn digest(n: u8) -> Digest {

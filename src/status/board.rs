@@ -1,19 +1,23 @@
 //! The board: the daemon's state for status, readiness and progress. The watch writes it.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::decision::Numbered;
-use crate::job::{Cause, Totals, Trouble};
+use crate::job::{BlobProgress, Cause, Progress, Totals, Trouble};
 use crate::transfer::Health;
 
 /// Repositories of a route that are shown with their last event.
 const EVENTS: usize = 10;
 /// Tags of an event that are shown.
 pub const EVENT_TAGS: usize = 10;
+
+/// Moving blobs that are shown.
+const BLOBS: usize = 100;
 
 /// A snapshot of everything on the board: the body of `GET /v1/status`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -46,6 +50,12 @@ pub struct Status {
     pub queues: Vec<MessageQueueStatus>,
     /// What is running now.
     pub jobs: Vec<JobStatus>,
+    /// Blobs that are moving now, the oldest first.
+    #[serde(default)]
+    pub blobs: Vec<BlobStatus>,
+    /// Rows that the daemon has added to the ledger since it started.
+    #[serde(default)]
+    pub rows_added: u64,
 }
 
 /// The config file that is in force.
@@ -175,11 +185,36 @@ pub struct JobStatus {
     pub since: Timestamp,
 }
 
+/// A blob that is moving.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlobStatus {
+    /// Its destination repository and short digest.
+    pub label: String,
+    /// Its length in bytes.
+    pub size: u64,
+    /// Bytes that were sent of it.
+    pub sent: u64,
+    /// Whether all bytes are sent and the registry has not answered yet.
+    pub closing: bool,
+}
+
+impl From<&BlobProgress> for BlobStatus {
+    fn from(blob: &BlobProgress) -> BlobStatus {
+        BlobStatus {
+            label: blob.label.clone(),
+            size: blob.size,
+            sent: blob.done.load(Ordering::Relaxed),
+            closing: blob.closing.load(Ordering::Relaxed),
+        }
+    }
+}
+
 /// The shared board.
 #[derive(Clone, Debug, Default)]
 pub struct Board {
     state: Arc<Mutex<State>>,
     health: Option<Health>,
+    progress: Arc<Progress>,
 }
 
 #[derive(Debug, Default)]
@@ -208,7 +243,13 @@ impl Board {
         Board {
             state: Arc::default(),
             health: Some(health),
+            progress: Arc::default(),
         }
+    }
+
+    /// The progress that it shows.
+    pub fn progress(&self) -> Arc<Progress> {
+        self.progress.clone()
     }
 
     /// What is on the board now.
@@ -216,6 +257,12 @@ impl Board {
         let state = self.lock();
         let mut status = state.status.clone();
         status.jobs = state.jobs.values().cloned().collect();
+        let blobs = self.progress.active();
+        status.blobs = blobs
+            .iter()
+            .take(BLOBS)
+            .map(|(_, blob)| BlobStatus::from(&**blob))
+            .collect();
         for registry in &mut status.registries {
             if let Some(heard) = self
                 .health

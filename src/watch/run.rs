@@ -111,9 +111,9 @@ impl<B: Repositories> Watch<B> {
     pub fn new(topology: watch::Receiver<Arc<Topology<B>>>, board: Board, stop: Stop) -> Watch<B> {
         Watch {
             topology,
+            progress: board.progress(),
             board,
             stop,
-            progress: Arc::default(),
             queue: Queue::default(),
             owners: Owners::default(),
             pending_events: PendingEvents::default(),

@@ -333,7 +333,7 @@ fn the_http_page_has_every_route_with_its_guard() {
         .iter()
         .map(|route| {
             let guard = match route.guard {
-                Guard::Open => "anyone",
+                Guard::Open | Guard::Page => "anyone",
                 Guard::Look => "look",
                 Guard::Decide => "decide",
                 Guard::Receiver => "receiver:",

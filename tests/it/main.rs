@@ -50,6 +50,7 @@ mod notified;
 mod oidc;
 mod orders;
 mod packages;
+mod page;
 mod promote;
 mod queues;
 mod receivers;

@@ -58,6 +58,13 @@ async fn a_ledger_of_the_first_version_keeps_what_it_knows_and_is_chained() {
     );
     let reported = ledger.written(&place("prod-app", "latest")).await.unwrap();
     assert_eq!(reported.reported, Some(digest(3)));
+    let listed = ledger.tags(TagsQuery {
+        limit: 10,
+        routes: vec!["app".into()],
+        results: vec![Outcome::Drift],
+        ..TagsQuery::default()
+    });
+    assert_eq!(listed.await.unwrap()[0].id, 3, "the newest row is known");
     let all = Query {
         limit: 10,
         ..Query::default()

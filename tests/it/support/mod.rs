@@ -5,6 +5,7 @@
 //! the tests compare with must not be wrong in the same way.
 
 pub mod authority;
+pub mod browser;
 pub mod client;
 pub mod config;
 pub mod daemon;

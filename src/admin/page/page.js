@@ -1,0 +1,199 @@
+// The page: which view is shown, what the daemon says now, and the token.
+
+import {
+  Trouble,
+  hasToken,
+  keepToken,
+  known,
+  readCaller,
+  readReadiness,
+  readStatus,
+} from "./api.js";
+import { decisionsView } from "./decisions.js";
+import { element, renewMoments, replace, said, told } from "./element.js";
+import { overviewView } from "./overview.js";
+import { tagView } from "./tag.js";
+import { tagsView } from "./tags.js";
+
+/// Time between two questions, and the longest after failures.
+const CALM = 3000;
+const LONGEST = 60_000;
+
+const VIEWS = new Map([
+  ["tags", tagsView],
+  ["tag", tagView],
+  ["decisions", decisionsView],
+]);
+
+const main = document.getElementById("main");
+const health = document.getElementById("health");
+const caller = document.getElementById("caller");
+let view = null;
+let trouble = null;
+let delay = CALM;
+let timer = null;
+
+/// Shows the view that the address names.
+async function open() {
+  if (!known.status) return;
+  const [page, query] = location.hash.replace(/^#\/?/, "").split("?");
+  for (const tab of document.querySelectorAll("nav a")) {
+    const isHere = tab.dataset.page === page || (page === "tag" && tab.dataset.page === "tags");
+    if (isHere) tab.setAttribute("aria-current", "page");
+    else tab.removeAttribute("aria-current");
+  }
+  const make = VIEWS.get(page) ?? overviewView;
+  view = make(new URLSearchParams(query), refresh);
+  replace(main, view.root);
+  window.scrollTo(0, 0);
+  await refresh();
+}
+
+/// Has the view that is shown read anew.
+async function refresh() {
+  if (!view || !known.status) return;
+  const shown = view;
+  try {
+    await shown.update();
+    trouble = null;
+  } catch (error) {
+    if (shown === view) tell(error);
+  }
+  showBanner();
+}
+
+/// Asks for the status again and again while the page can be seen: every few seconds, less often
+/// after failures, and not while a token is asked for.
+async function watch() {
+  clearTimeout(timer);
+  if (document.hidden || isAsking()) return;
+  try {
+    if (!known.caller) await readCaller();
+    const isNews = await readStatus();
+    if (delay > CALM) trouble = null;
+    delay = CALM;
+    renewMoments();
+    if (isNews) {
+      showHead();
+      await refresh();
+    }
+  } catch (error) {
+    delay = Math.min(delay * 2, LONGEST);
+    tell(error);
+  }
+  showBanner();
+  clearTimeout(timer);
+  timer = setTimeout(watch, delay);
+}
+
+function showHead() {
+  const { status } = known;
+  const [state, text] = stateOf(status);
+  showHealth(state, text, `blobferry ${status.version}, config ${status.config.hash}`);
+  caller.hidden = false;
+  replace(caller, said(known.caller.actor));
+  caller.title = `may ${known.caller.rights.join(", ")}; click to change the token`;
+  document.title = state === "good" ? "blobferry" : `blobferry: ${text}`;
+}
+
+function showHealth(state, text, title) {
+  health.className = `pill ${state}`;
+  health.textContent = text;
+  health.title = title;
+}
+
+function stateOf(status) {
+  if (status.state_trouble) return ["bad", "nothing is promoted"];
+  if (status.draining) return ["warn", "stopping"];
+  if (!status.ready) return ["warn", "starting"];
+  if (status.registries.some((one) => one.up === false)) return ["bad", "registry trouble"];
+  return ["good", "running"];
+}
+
+/// Keeps what went wrong for the banner; asks for a token where one would help.
+function tell(error) {
+  if (!(error instanceof Trouble)) throw error;
+  if (error.wantsToken) {
+    const isFirst = error.code === "unauthorized" && !hasToken();
+    const usual = "It is one of `daemon.tokens`, or the secret of `daemon.secret_file`.";
+    keepToken(null);
+    askForToken(isFirst ? usual : error.message);
+    return;
+  }
+  trouble = error.message;
+  if (error.status === 0) {
+    showHealth("bad", "no answer", "");
+    trouble += " What is shown here is what it said last.";
+  }
+}
+
+/// What went wrong last; else what the daemon says is wrong with itself.
+function showBanner() {
+  const { state_trouble, config } = known.status ?? {};
+  const refused =
+    config?.refused &&
+    `The newest config was refused, the one before is in force: ${config.refused}`;
+  const text = trouble ?? state_trouble ?? refused ?? "";
+  const banner = document.getElementById("trouble");
+  if (banner.textContent !== text) banner.textContent = text;
+  banner.hidden = !text;
+}
+
+/// Whether the form for the token is shown.
+function isAsking() {
+  return document.getElementById("token") !== null;
+}
+
+/// The form for the token, in place of the view. Without one the page shows whether the daemon is
+/// ready, which needs none.
+function askForToken(why) {
+  view = null;
+  trouble = null;
+  const input = element("input", {
+    id: "token",
+    type: "password",
+    autocomplete: "off",
+    pattern: "[!-~]*",
+    spellcheck: "false",
+  });
+  const submit = async (event) => {
+    event.preventDefault();
+    keepToken(input.value.trim());
+    replace(main, element("p", { class: "empty" }, "Asking the daemon…"));
+    await start();
+  };
+  const form = element(
+    "form",
+    { class: "card token", onsubmit: submit },
+    element("h1", {}, "This daemon asks for a token"),
+    element("p", {}, told(why)),
+    element("label", { for: "token" }, "Token"),
+    input,
+    element(
+      "p",
+      { class: "hint" },
+      "It stays in this tab until the tab is closed, and is sent in a header alone.",
+    ),
+    element("button", { type: "submit", class: "strong" }, "Use this token"),
+  );
+  replace(main, form);
+  caller.hidden = true;
+  input.focus();
+  readReadiness().then(
+    () => showHealth("good", "running", ""),
+    (error) => showHealth("warn", "not ready", error.message),
+  );
+}
+
+async function start() {
+  await watch();
+  await open();
+}
+
+caller.addEventListener("click", () => {
+  keepToken(null);
+  askForToken("Another token; or none, to read what is open without one.");
+});
+window.addEventListener("hashchange", open);
+document.addEventListener("visibilitychange", watch);
+start();
