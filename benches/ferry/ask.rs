@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::events::Events;
 use crate::scenario::Scenario;
 use crate::scratch::Scratch;
 use crate::tools::Tool;
@@ -26,6 +27,8 @@ pub struct Ask {
     pub scenarios: Vec<Scenario>,
     /// What a daemon that watches is measured at.
     pub watching: Vec<Watching>,
+    /// What of push events is measured.
+    pub events: Vec<Events>,
 }
 
 impl Ask {
@@ -37,6 +40,7 @@ impl Ask {
         let (mut quick, mut runs, mut tools) = (false, None, Tool::all());
         let (mut scratch, mut out, mut scenarios) = (Scratch { asked: None }, None, Vec::new());
         let mut watching = Vec::new();
+        let mut events = Vec::new();
         let mut arguments = arguments.filter(|argument| argument != "--bench");
         while let Some(argument) = arguments.next() {
             let mut value = || arguments.next().ok_or(format!("{argument} needs a value"));
@@ -46,15 +50,20 @@ impl Ask {
                 "--tools" => tools = chosen(tools, &value()?)?,
                 "--scratch" => scratch.asked = Some(folder(value()?)?),
                 "--out" => out = Some(value()?.into()),
-                name => match named(Watching::ALL, Watching::name, name) {
-                    Some(one) => watching.push(one),
-                    None => scenarios.push(scenario(name)?),
+                name => match (
+                    named(Watching::ALL, Watching::name, name),
+                    named(Events::ALL, Events::name, name),
+                ) {
+                    (Some(one), _) => watching.push(one),
+                    (None, Some(one)) => events.push(one),
+                    (None, None) => scenarios.push(scenario(name)?),
                 },
             }
         }
-        if scenarios.is_empty() && watching.is_empty() {
+        if scenarios.is_empty() && watching.is_empty() && events.is_empty() {
             scenarios = Scenario::ALL.to_vec();
             watching = Watching::ALL.to_vec();
+            events = Events::ALL.to_vec();
         }
         let runs = runs.unwrap_or(if quick { 1 } else { 3 });
         Ok(Ask {
@@ -65,6 +74,7 @@ impl Ask {
             out,
             scenarios,
             watching,
+            events,
         })
     }
 }
@@ -103,7 +113,8 @@ fn scenario(name: &str) -> Result<Scenario, String> {
     named(Scenario::ALL, Scenario::name, name).ok_or_else(|| {
         let copies = Scenario::ALL.map(Scenario::name).join(", ");
         let watched = Watching::ALL.map(Watching::name).join(", ");
-        format!("no scenario {name}; there are {copies}, {watched}\n{USAGE}")
+        let told = Events::ALL.map(Events::name).join(", ");
+        format!("no scenario {name}; there are {copies}, {watched}, {told}\n{USAGE}")
     })
 }
 

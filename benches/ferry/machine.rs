@@ -88,6 +88,11 @@ fn plain(version: &str) -> &str {
     version.split(['-', '+']).next().unwrap_or(version)
 }
 
+/// CPU seconds of a process.
+pub fn cpu_seconds(pid: u32) -> f64 {
+    times(&pid.to_string())[0]
+}
+
 /// CPU seconds of a process and of the children it has waited for.
 fn times(pid: &str) -> [f64; 2] {
     let stat = read(&format!("/proc/{pid}/stat"));

@@ -6,6 +6,7 @@
 //! take part of the machine.
 
 mod ask;
+mod events;
 mod http;
 mod limits;
 mod link;
@@ -29,6 +30,7 @@ use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
 
 use ask::Ask;
+use events::Events;
 use limits::{Limit, Verdict};
 use link::Passed;
 use registry::{Program, Registry};
@@ -118,6 +120,9 @@ async fn measure(ask: &Ask, program: &Program) -> Result<bool, String> {
     for watching in &ask.watching {
         report.say(&watched(*watching, ask.quick, &mut tally).await)?;
     }
+    for events in &ask.events {
+        report.say(&told(*events, ask, program, &mut tally).await?)?;
+    }
     report.say(&tally.to_string())?;
     Ok(tally.failed)
 }
@@ -125,8 +130,25 @@ async fn measure(ask: &Ask, program: &Program) -> Result<bool, String> {
 /// Runs a scenario of a daemon that watches; what came of it.
 async fn watched(watching: Watching, quick: bool, tally: &mut Tally) -> String {
     let (figures, limits) = watching.measure(quick).await;
-    let mut text = format!("### {}\n\n{figures}\n", watching.title(quick));
     tally.add(watching.name(), &limits);
+    paragraph(&watching.title(quick), &figures, &limits)
+}
+
+/// Measures push events; what came of it.
+async fn told(
+    events: Events,
+    ask: &Ask,
+    program: &Program,
+    tally: &mut Tally,
+) -> Result<String, String> {
+    let place = ask.scratch.place(events::ROOM)?;
+    let (figures, limits) = events.measure(program, &place, ask.quick).await?;
+    tally.add(events.name(), &limits);
+    Ok(paragraph(&events.title(ask.quick), &figures, &limits))
+}
+
+fn paragraph(title: &str, figures: &str, limits: &[Limit]) -> String {
+    let mut text = format!("### {title}\n\n{figures}\n");
     for limit in limits {
         text += &format!("{limit}\n");
     }
