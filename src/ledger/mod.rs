@@ -19,6 +19,7 @@ use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use rusqlite::Connection;
@@ -52,9 +53,9 @@ pub use rows::{Content, Query, Reload, Row};
 
 /// The file in the state folder.
 const FILE: &str = "ledger.db";
-/// For so many seconds after a write a listing may show what was there before; ECR's was seen to
-/// for six.
-const LISTINGS_LAG: i64 = 60;
+/// For so many seconds after a write a listing or a replica may show what was there before; ECR's
+/// list was seen to for six.
+const READS_LAG: i64 = 60;
 
 /// Whether a state folder has a ledger.
 pub fn exists_in(folder: &Path) -> bool {
@@ -151,11 +152,20 @@ impl TagRecord {
     /// Whether a listing that shows `listed` may show what was there before our own write, or
     /// before what was reported.
     pub fn may_be_behind(&self, listed: Option<Digest>, now: Timestamp) -> bool {
-        let is_recent = |at: Timestamp| now.duration_since(at).as_secs() < LISTINGS_LAG;
+        let is_recent = |at: Timestamp| now.duration_since(at).as_secs() < READS_LAG;
         let was_just_written =
             !self.agreed && self.at.is_some_and(is_recent) && listed != self.digest;
         let was_reported_otherwise = self.reported.is_some() && listed != self.reported;
         was_just_written || was_reported_otherwise || !self.intended.is_empty()
+    }
+
+    /// For how much longer an answer may show what was there before the record. `None`: answers
+    /// count. A record from a distant future tells of a clock that was set back.
+    pub fn lags_for(&self, now: Timestamp) -> Option<Duration> {
+        let age = now.duration_since(self.at?).as_secs();
+        let left = READS_LAG - age.max(0);
+        let is_recent = age > -READS_LAG && left > 0;
+        is_recent.then(|| Duration::from_secs(left.unsigned_abs()))
     }
 
     /// What to record when both sides name `digest`. A tag that was reported as drift or existing

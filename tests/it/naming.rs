@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use blobferry::fault::Class;
 use blobferry::job::{
-    Companions, Drift, Existing, Job, ObservedVia, Outcome, SHORT_WAIT, Settled, TagRules, TagState,
+    Companions, Drift, Existing, Job, ObservedVia, Outcome, SHORT_WAIT, Settled, TagRules,
+    TagState, TroubleClass,
 };
 use blobferry::ledger::{Query, RunFacts};
 use blobferry::oci::{Digest, Manifest, Tag};
@@ -813,4 +814,71 @@ async fn a_newer_answer_of_another_look_counts() {
     assert_promoted(&world.run(&job).await);
     world.assert_arrived("app", "v1", &new);
     assert_eq!(world.puts("v1"), 1, "the older digest was never named");
+}
+
+/// 1. `v1` is promoted. 2. Production's replicas do not have it yet: each question, and the list,
+///    is answered as before the write. 3. Staging moves `v1` meanwhile. It was written over.
+#[tokio::test(start_paused = true)]
+async fn a_fixed_tag_that_is_hidden_after_our_write_does_not_move() {
+    blobferry::clock::simulate(blobferry::clock::now());
+    let world = World::new();
+    let first = world.image("app", "v1", &[]);
+    let promoted = world.settled(&world.fixed_job("v1")).await;
+    assert_eq!(promoted.result, Outcome::Promoted);
+    world.image("app", "v1", &[world.layer("app", 2, 10)]);
+    world.production.untag("app", "v1");
+    advance(4 * SECOND).await;
+    let poll = Job {
+        max_wait: SHORT_WAIT,
+        ..world.fixed_job("v1")
+    };
+    let waiting = world.settled(&poll).await;
+    assert_eq!(waiting.result, Outcome::Failed);
+    let error = waiting.error.expect("it says what is waited for");
+    assert_eq!(error.class, TroubleClass::Retryable);
+    assert!(error.text.contains("answered as missing"), "{}", error.text);
+    assert_eq!(world.puts("v1"), 1);
+
+    world.production.tag("app", "v1", &first.digest);
+    let later = world.settled(&world.fixed_job("v1")).await;
+    assert_eq!(later.result, Outcome::Conflict, "{later:?}");
+    assert_eq!(world.puts("v1"), 1);
+}
+
+/// What was asked for by name waits for that, and goes by what production answers then.
+#[tokio::test(start_paused = true)]
+async fn a_fixed_tag_that_stays_missing_is_named_anew_a_minute_after_the_write() {
+    blobferry::clock::simulate(blobferry::clock::now());
+    let world = World::new();
+    world.image("app", "v1", &[]);
+    world.settled(&world.fixed_job("v1")).await;
+    let second = world.image("app", "v1", &[world.layer("app", 2, 10)]);
+    world.production.untag("app", "v1");
+    let asked = Instant::now();
+    assert_promoted(&world.run(&world.fixed_job("v1")).await);
+    assert!(asked.elapsed() >= 60 * SECOND, "{:?}", asked.elapsed());
+    world.assert_arrived("app", "v1", &second);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_same_digest_and_a_moving_tag_come_back_at_once() {
+    let world = World::new();
+    for (tag, is_other) in [("v1", false), ("latest", true)] {
+        let job = || Job {
+            rules: TagRules {
+                moving: is_other,
+                ..FIXED
+            },
+            max_wait: SHORT_WAIT,
+            ..world.job("app", tag)
+        };
+        let mut image = world.image("app", tag, &[]);
+        assert_eq!(world.settled(&job()).await.result, Outcome::Promoted);
+        if is_other {
+            image = world.image("app", tag, &[world.layer("app", 2, 10)]);
+        }
+        world.production.untag("app", tag);
+        assert_promoted(&world.run(&job()).await);
+        assert_eq!(world.production.tagged("app", tag), Some(image.digest));
+    }
 }

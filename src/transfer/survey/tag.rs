@@ -2,9 +2,10 @@
 
 use tokio::time::Instant;
 
+use crate::clock;
 use crate::endpoint::{Destination, Source};
 use crate::fault::{Class, Fault};
-use crate::job::{Job, ObservedVia, TagId, TagState};
+use crate::job::{Job, ObservedVia, TagId, TagRules, TagState};
 use crate::ledger::{Agreement, EqualityUpdate, TagRecord};
 use crate::oci::{Digest, Manifest, Tag};
 use crate::transfer::limits::RequestClass;
@@ -162,6 +163,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         if facts.destination.is_none() && is_answer && known.digest.is_some() {
             self.confirm_absent(&job.key.destination.tag).await?;
         }
+        self.is_surely_absent(rules, facts, &known)?;
         let ledger_agrees = facts
             .destination
             .is_some_and(|production| known.is_ours(&production));
@@ -193,6 +195,37 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             self.note_open_intents(&known);
         }
         Ok(decision)
+    }
+
+    /// Whether a fixed tag that production does not have may get another digest than the ledger
+    /// knows of it. Right after a write, a replica may not have the tag yet.
+    fn is_surely_absent(
+        &self,
+        rules: TagRules,
+        facts: &TagFacts,
+        known: &TagRecord,
+    ) -> Result<(), Fault> {
+        let job = self.job;
+        let is_free = rules.moving || job.rollback.is_some() || facts.destination.is_some();
+        let Some(digest) = known.digest.filter(|_| !is_free) else {
+            return Ok(());
+        };
+        let is_meant = job.replace == Some(digest);
+        let is_other = facts.source.is_some_and(|source| source != digest);
+        let left = known
+            .lags_for(clock::now())
+            .filter(|_| !is_meant && is_other);
+        let Some(left) = left else {
+            return Ok(());
+        };
+        let text = format!(
+            "{} is answered as missing, but the ledger has just recorded {digest} under it, and an answer may be older \
+             than that: this fixed tag is not named anew before it is asked about again, in {} s",
+            self.destination_reference(),
+            left.as_secs()
+        );
+        let after = Some(left);
+        Err(Fault::new(Class::Retryable { after }, text))
     }
 
     /// The ledger's record of a production tag. A write that succeeded although its answer was lost
