@@ -24,6 +24,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use rusqlite::Connection;
 
+use crate::clock;
 use crate::decision::{Candidate, InForce, Numbered, Verdict};
 use crate::endpoint::Origin;
 use crate::fault::Fault;
@@ -128,6 +129,7 @@ pub enum EqualityUpdate {
     /// The digest was announced, and the answer was lost: it was written.
     Written,
     /// Both sides agree on a digest that it does not know, or older intents and reports are over.
+    /// Intents over that very digest are not: none of them has arrived yet.
     Agreed,
 }
 
@@ -168,6 +170,12 @@ impl TagRecord {
         is_recent.then(|| Duration::from_secs(left.unsigned_abs()))
     }
 
+    /// Our own write, while answers may still show what was there before it.
+    fn hidden_write(&self, now: Timestamp) -> Option<Digest> {
+        let is_recent = !self.agreed && self.lags_for(now).is_some();
+        self.digest.filter(|_| is_recent)
+    }
+
     /// What to record when both sides name `digest`. A tag that was reported as drift or existing
     /// under this digest stays reported: staging reached that digest without a decision.
     pub fn on_equality(&self, digest: &Digest) -> EqualityUpdate {
@@ -177,9 +185,8 @@ impl TagRecord {
         if self.reported.as_ref() == Some(digest) {
             return EqualityUpdate::None;
         }
-        let settled = self.digest.as_ref() == Some(digest)
-            && self.intended.is_empty()
-            && self.reported.is_none();
+        let is_open = !self.intended.is_empty() && self.replaced.as_ref() != Some(digest);
+        let settled = self.digest.as_ref() == Some(digest) && !is_open && self.reported.is_none();
         if settled {
             EqualityUpdate::None
         } else {
@@ -359,7 +366,9 @@ impl Ledger {
     }
 
     /// Records what both sides agree on, each only if the ledger still knows what it knew then.
-    /// Intents before an agreement no longer count.
+    /// Intents before an agreement no longer count, except those over the digest that is agreed on:
+    /// they may still arrive. So may a write of the last minute, where the sides name what it
+    /// replaced.
     pub async fn agree(
         &self,
         origin: &Origin,
@@ -368,17 +377,23 @@ impl Ledger {
     ) -> Result<(), Fault> {
         let origin = origin.clone();
         let repository = repository.clone();
+        let now = clock::now();
         let act = move |db: &Connection| {
-            let place = |tag| TagId {
-                origin: origin.clone(),
-                repository: repository.clone(),
-                tag,
-            };
-            agreements
-                .into_iter()
-                .try_for_each(|Agreement { tag, digest, known }| {
-                    tag_records::agree(db, &place(tag), &digest, &known)
-                })
+            for Agreement { tag, digest, known } in agreements {
+                let place = TagId {
+                    origin: origin.clone(),
+                    repository: repository.clone(),
+                    tag,
+                };
+                let hidden = known.hidden_write(now).filter(|hidden| *hidden != digest);
+                let over = match hidden {
+                    Some(hidden) => rows::replaced_by(db, &place, &hidden)?,
+                    None => None,
+                };
+                let hidden = hidden.filter(|_| over == Some(digest));
+                tag_records::agree(db, &place, &digest, &known, hidden.as_ref())?;
+            }
+            Ok(())
         };
         self.store.write(act).await.map_err(unwritable)
     }

@@ -498,6 +498,30 @@ pub(super) fn has_moved_since(
     )
 }
 
+/// What the newest promotion of a place replaced, where it named `digest`.
+pub(super) fn replaced_by(
+    db: &Connection,
+    place: &TagId,
+    digest: &Digest,
+) -> rusqlite::Result<Option<Digest>> {
+    let newest = db
+        .prepare_cached(
+            "SELECT json_extract(content, '$.digest'), json_extract(content, '$.previous_digest')
+            FROM rows JOIN jobs ON jobs.id = rows.job
+            WHERE origin = ?1 AND repository = ?2 AND destination_tag = ?3
+                AND json_extract(content, '$.result') = 'promoted' ORDER BY rows.id DESC LIMIT 1",
+        )?
+        .query_row(names(place), |row| {
+            Ok([row.get::<_, Option<String>>(0)?, row.get(1)?])
+        })
+        .optional()?;
+    let [named, replaced] = newest.unwrap_or_default();
+    let is_meant = named.is_some_and(|named| named == digest.to_string());
+    Ok(replaced
+        .filter(|_| is_meant)
+        .and_then(|text| text.parse().ok()))
+}
+
 /// What promotions of a place named, and what they replaced, the newest first.
 pub(super) fn digests_of(db: &Connection, place: &TagId) -> rusqlite::Result<Vec<Digest>> {
     let mut read = db.prepare_cached(

@@ -178,24 +178,29 @@ pub(super) fn wrote(db: &Connection, place: &TagId, digest: &Digest) -> rusqlite
 }
 
 /// The place is known to name `digest`, if the ledger still knows what it knew when the sides were
-/// asked.
+/// asked. Intents over that digest stay, and our write `hidden` becomes one: it may not show yet.
 pub(super) fn agree(
     db: &Connection,
     place: &TagId,
     digest: &Digest,
     known: &TagRecord,
+    hidden: Option<&Digest>,
 ) -> rusqlite::Result<()> {
     if of_place(db, place)? != *known {
         return Ok(());
     }
     if !known.intended.is_empty() {
+        let [origin, repository, tag] = names(place);
         db.prepare_cached(
-            "DELETE FROM intents WHERE origin = ?1 AND repository = ?2 AND tag = ?3",
+            "DELETE FROM intents WHERE origin = ?1 AND repository = ?2 AND tag = ?3 AND replaces IS NOT ?4",
         )?
-        .execute(names(place))?;
+        .execute(params![origin, repository, tag, digest.to_string()])?;
     }
     if known.digest.as_ref() == Some(digest) {
         return settle_report(db, place);
+    }
+    if let Some(hidden) = hidden {
+        intend(db, place, hidden, Some(digest))?;
     }
     knows(db, place, digest, true)
 }

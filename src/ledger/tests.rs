@@ -229,6 +229,14 @@ fn equality_teaches_the_ledger_only_what_it_does_not_know() {
         ),
         (
             "it was reported as drift",
+        (
+            "an intent over it may still arrive",
+            TagRecord {
+                replaced: Some(equal),
+                ..known(Some(equal), &[old], None)
+            },
+            EqualityUpdate::None,
+        ),
             known(Some(old), &[], Some(equal)),
             EqualityUpdate::None,
         ),

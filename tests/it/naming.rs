@@ -882,3 +882,74 @@ async fn the_same_digest_and_a_moving_tag_come_back_at_once() {
         assert_eq!(world.production.tagged("app", tag), Some(image.digest));
     }
 }
+
+/// 1. The PUT of D over C is answered with 504. 2. Staging goes back to C, and a pass finds both
+///    sides equal. 3. The PUT acts after all. D was taken for a person's change, and the next image
+///    did not come.
+#[tokio::test(start_paused = true)]
+async fn a_write_that_acts_late_is_ours_although_both_sides_were_equal_in_between() {
+    let world = World::new();
+    let third = world.image("app", "latest", &[]);
+    world.settled(&world.job("app", "latest")).await;
+    let late = world.image("app", "latest", &[world.layer("app", 2, 10)]);
+    (0..40).for_each(|_| {
+        world
+            .production
+            .fail_next(Operation::PutManifest, Class::RETRYABLE)
+    });
+    let lost = world.settled(&world.job("app", "latest")).await;
+    assert_eq!(lost.result, Outcome::Failed);
+
+    let world = World {
+        production: calm(&world.production),
+        ..world.restarted()
+    };
+    world.staging.tag("app", "latest", &third.digest);
+    for _ in 0..2 {
+        let equal = world.settled(&world.job("app", "latest")).await;
+        assert_eq!(equal.result, Outcome::UpToDate, "{equal:?}");
+    }
+
+    let document: serde_json::Value = serde_json::from_slice(&late.bytes).unwrap();
+    let acted = world
+        .production
+        .store_manifest("app", Some("latest"), &document);
+    assert_eq!(acted.digest, late.digest);
+    let next = world.image("app", "latest", &[world.layer("app", 3, 10)]);
+    let promoted = world.settled(&world.job("app", "latest")).await;
+    assert_eq!(promoted.result, Outcome::Promoted, "{promoted:?}");
+    let history = world.history().await;
+    for image in [&late, &next] {
+        let row = (Outcome::Promoted, Some(image.digest));
+        assert!(history.contains(&row), "{history:?}");
+    }
+    // A write that was confirmed ends it.
+    world.production.tag("app", "latest", &late.digest);
+    let drift = world.settled(&world.job("app", "latest")).await;
+    assert_eq!(drift.result, Outcome::Drift, "{drift:?}");
+}
+
+/// 1. The tag moves from B to C, and production's reads still show B. 2. Staging names B again, so
+///    both sides are equal for a moment. 3. Reads show C. It is what was written last, unless that
+///    is so long ago that no read is that late.
+#[tokio::test(start_paused = true)]
+async fn a_write_that_reads_show_late_is_ours_although_both_sides_seemed_equal() {
+    for (seconds, expected) in [(4, Outcome::Promoted), (600, Outcome::Drift)] {
+        blobferry::clock::simulate(blobferry::clock::now());
+        let world = World::new();
+        let before = world.image("app", "latest", &[]);
+        world.settled(&world.job("app", "latest")).await;
+        let written = world.image("app", "latest", &[world.layer("app", 2, 10)]);
+        world.settled(&world.job("app", "latest")).await;
+        advance(seconds * SECOND).await;
+        world.staging.tag("app", "latest", &before.digest);
+        world.production.tag("app", "latest", &before.digest);
+        let equal = world.settled(&world.job("app", "latest")).await;
+        assert_eq!(equal.result, Outcome::UpToDate, "{equal:?}");
+
+        world.production.tag("app", "latest", &written.digest);
+        world.image("app", "latest", &[world.layer("app", 3, 10)]);
+        let next = world.settled(&world.job("app", "latest")).await;
+        assert_eq!(next.result, expected, "after {seconds} s: {next:?}");
+    }
+}

@@ -53,6 +53,10 @@ impl<B: Repositories> DestinationLook<'_, B> {
         if known.is_some_and(|known| known.reported.is_some()) || self.troubled.contains(&called) {
             return None;
         }
+        // A write that may arrive yet would not be seen.
+        if known.is_some_and(|known| !known.intended.is_empty()) {
+            return None;
+        }
         let hint = self.hints.get(&called)?;
         let trusts_hints = self.look.request.trusts_hints;
         let is_fresh = if self.look.is_routine() && self.has_rounds(tag) {

@@ -24,6 +24,8 @@ const PRODUCTION_LASTS: Duration = Duration::from_secs(2);
 const STAGING_LASTS: Duration = Duration::from_secs(10);
 /// An answer that took longer says nothing.
 const ANSWER_TAKES: Duration = Duration::from_secs(10);
+/// So long after a write an answer may show what was there before.
+const READS_LAG: Duration = Duration::from_secs(60);
 /// What is in the ledger's queue reaches the disk in this time.
 const DURABLE: Duration = Duration::from_secs(5);
 /// What was told so long ago may still be what a row speaks of.
@@ -169,6 +171,22 @@ impl Known {
 
     fn may_be_known(&self) -> bool {
         self.written.is_some() || !self.intents.is_empty() || !self.maybe.is_empty()
+    }
+
+    /// Both sides name `digest`. What was to replace it may still arrive, and so may a write of the
+    /// last minute.
+    fn agreed(&mut self, at: Duration, digest: Digest) {
+        let hidden = self.written.filter(|_| at < self.changed + READS_LAG);
+        let hidden = hidden.map(|written| (written, Some(digest)));
+        let earlier = self.before.iter().flat_map(|(_, intents)| intents);
+        let hidden = earlier.copied().find(|intent| Some(*intent) == hidden);
+        let open = self.intents.iter().copied();
+        let open: Intents = open
+            .filter(|(_, over)| *over == Some(digest))
+            .chain(hidden)
+            .collect();
+        self.wrote(at, digest);
+        self.intents = open;
     }
 
     fn wrote(&mut self, at: Duration, digest: Digest) {
@@ -853,8 +871,10 @@ impl Oracle {
             let is_agreed = staging == Some(there)
                 && known.reported != Some(there)
                 && known.written != Some(there);
-            if is_intent || (is_agreed && is_proven) {
+            if is_intent {
                 known.wrote(at, there);
+            } else if is_agreed && is_proven {
+                known.agreed(at, there);
             } else if is_agreed {
                 known.uncertain.insert(there);
             }
