@@ -357,9 +357,14 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
     ) -> Reconciled {
         let found = self.learn(tag, digest, compared, tally).await;
         let job = self.job(tag, compared);
+        let engine = &self.look.topology.engine;
+        let unmoved = engine
+            .unmoved_by_rollback(&job.key.destination, &digest)
+            .await;
         let is_quiet = found.is_none()
+            && unmoved.is_none()
             && !self.look.request.options.all
-            && !self.look.topology.engine.is_in_trouble(&job.key);
+            && !engine.is_in_trouble(&job.key);
         if is_quiet {
             return Reconciled::Equal(Equal {
                 digest,
@@ -371,6 +376,7 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
             &job,
             Completion {
                 found,
+                reasons: unmoved.into_iter().collect(),
                 ..Completion::equal(digest, tally.requests())
             },
         )

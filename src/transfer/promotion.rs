@@ -218,6 +218,9 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         if decision == Decision::UpToDate && !self.job.dry_run {
             self.equal(&facts).await?;
         }
+        if decision == Decision::UpToDate {
+            self.note_unmoved(&facts).await;
+        }
         if decision != Decision::Promote {
             self.remember_difference(&facts).await;
             return Ok(Round::complete(Completion::untouched(decision, &facts)));

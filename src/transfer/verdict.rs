@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
 
+use super::Engine;
 use super::Promotion;
 use super::survey::{Image, TagFacts};
 use crate::clock;
@@ -44,6 +45,15 @@ impl KnownContents {
             known.clear();
         }
         known.insert(digest, contents);
+    }
+}
+
+impl Engine {
+    /// The way out of a rollback, while its tag still names what it replaces.
+    pub async fn unmoved_by_rollback(&self, place: &TagId, production: &Digest) -> Option<String> {
+        // A ledger that cannot be read is told by what has to be recorded.
+        let in_force = self.ledger.in_force().await.ok()?;
+        in_force.unmoved(place, production, clock::now())
     }
 }
 
@@ -214,3 +224,15 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         self.engine.ledger.end_decisions(ids, &why, facts).await
     }
 }
+    /// Says that both sides name what a rollback of the tag replaces.
+    pub(super) async fn note_unmoved(&self, facts: &TagFacts) {
+        let Some(named) = facts.destination.filter(|_| self.job.rollback.is_none()) else {
+            return;
+        };
+        let place = &self.job.key.destination;
+        let unmoved = self.engine.unmoved_by_rollback(place, &named).await;
+        if let Some(reason) = unmoved {
+            self.note_reason(reason);
+        }
+    }
+

@@ -409,6 +409,36 @@ async fn a_rollback_does_not_wait_for_what_is_carried_to_its_tag() {
     assert_eq!(scene.there("latest").as_deref(), Some(first.digest()));
 }
 
+/// Production and staging both name what the rollback replaces: all seemed well.
+#[tokio::test]
+async fn an_unfinished_rollback_is_told_of_a_tag_that_is_up_to_date() {
+    let (scene, daemon, first, second) = moved_on().await;
+    scene.production.on(|asked| match asked.kind {
+        Kind::ManifestPut => Answer::Hang,
+        _ => Answer::Pass,
+    });
+    let before = scene.production.count(Kind::ManifestPut);
+    let mut back = scene.ferry.spawn_command(&BACK);
+    scene.production.seen(Kind::ManifestPut, before + 1).await;
+    daemon.killed().await;
+    assert_eq!(end_of(&mut back).await, 1);
+    scene.production.calm();
+    let _daemon = scene.ferry.start_ready().await;
+    let unmoved = format!("production still names {}", second.digest());
+    for named in [&["--all", "--tag", "latest"][..], &["--all"]] {
+        let equal = scene.ferry.sync(named).await.expect(0);
+        let job = equal.job("latest");
+        assert_eq!(job["result"], "up_to_date");
+        assert!(reasons(&job).contains(&unmoved), "{job:#}");
+    }
+    let why = scene.run(&["why", "app:latest"]).await.expect(0);
+    assert!(why.stdout.contains(&unmoved), "{}", why.stdout);
+    scene.run(&BACK).await.expect(0);
+    assert_eq!(scene.there("latest").as_deref(), Some(first.digest()));
+    let held = scene.ferry.sync(&["--tag", "latest"]).await.expect(4);
+    assert!(!reasons(&held.job("latest")).contains("still names"));
+}
+
 #[tokio::test]
 async fn a_rollback_that_was_killed_before_its_request_is_told_and_repeated() {
     let (scene, daemon, first, second) = moved_on().await;
