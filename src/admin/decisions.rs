@@ -72,6 +72,9 @@ pub struct DecisionAnswer {
     /// Tag writes that were sent earlier and have no answer yet.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub on_their_way: Vec<String>,
+    /// Of a denial: the digests of content that was sent earlier and has no answer yet.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub carried: Vec<String>,
     /// Of an accept: the decisions that keep the tag from moving for now.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub held_by: Vec<String>,
@@ -84,8 +87,10 @@ impl DecisionAnswer {
     /// A decision with the tags that may still move.
     pub fn recorded(recorded: ledger::Recorded) -> DecisionAnswer {
         let on_their_way = recorded.on_their_way.iter().take(MOST_NAMED);
+        let carried = recorded.carried.iter().take(MOST_NAMED);
         DecisionAnswer {
             on_their_way: on_their_way.map(ToString::to_string).collect(),
+            carried: carried.map(ToString::to_string).collect(),
             ..DecisionAnswer::of(recorded.decision)
         }
     }
@@ -95,6 +100,7 @@ impl DecisionAnswer {
         DecisionAnswer {
             decision,
             on_their_way: Vec::new(),
+            carried: Vec::new(),
             held_by: Vec::new(),
             tags: None,
         }

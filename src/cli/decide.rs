@@ -346,5 +346,11 @@ fn shown(answer: &DecisionAnswer) -> String {
             clean(tag)
         ));
     }
+    for digest in &answer.carried {
+        text.push_str(&format!(
+            "\n{} was sent before, and there is no answer yet: it may still arrive",
+            clean(digest)
+        ));
+    }
     text
 }

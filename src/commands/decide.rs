@@ -171,5 +171,6 @@ async fn added(
     Ok(Recorded {
         decision: released.ok_or(DecideError::NotInForce)?,
         on_their_way: Vec::new(),
+        carried: Vec::new(),
     })
 }

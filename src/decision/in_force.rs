@@ -224,6 +224,14 @@ impl InForce {
         })
     }
 
+    /// The digests that are denied.
+    pub fn denials(&self, now: Timestamp) -> impl Iterator<Item = &Digest> {
+        self.now(now).filter_map(|numbered| match &numbered.target {
+            Target::Digest(digest) if numbered.kind == Kind::Deny => Some(digest),
+            _ => None,
+        })
+    }
+
     /// Why a denial keeps content from being carried, if one does.
     pub fn denied<'d>(
         &self,

@@ -4,7 +4,7 @@
 //! sent. A decision is in memory when its call returns, even if the caller is gone by then, and no
 //! name that it stops is on its way any more, as far as registries answer within [`SENDS_SETTLE`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -18,7 +18,9 @@ use super::raw::parsed;
 use super::rows::{self, Content};
 use super::{Ledger, RunFacts, tag_records, unreadable, unwritable};
 use crate::clock;
-use crate::decision::{Candidate, Decision, InForce, Kind, Numbered, RefusedDecision, Verdict};
+use crate::decision::{
+    Candidate, Decision, InForce, Kind, Numbered, RefusedDecision, Target, Verdict,
+};
 use crate::endpoint::Origin;
 use crate::fault::Fault;
 use crate::job::{Actor, Remarks, TagId};
@@ -36,6 +38,8 @@ pub struct Recorded {
     pub decision: Numbered,
     /// Tag writes that were sent earlier and have no answer yet: these tags may still move.
     pub on_their_way: Vec<TagId>,
+    /// Of a denial: content that was sent earlier and has no answer yet: it may still arrive.
+    pub carried: Vec<Digest>,
 }
 
 /// The decisions in force, and the names on their way.
@@ -51,11 +55,40 @@ struct State {
     /// `None`: not read yet.
     in_force: Option<Arc<InForce>>,
     sends: BTreeMap<u64, Candidate>,
+    carries: BTreeMap<u64, Carry>,
     next: u64,
     /// Tag writes with a lost answer.
     lost: Vec<Candidate>,
     /// Intents that an earlier process left.
     left: Vec<(TagId, Digest)>,
+}
+
+/// A request that brings content, and the image that this is part of as far as that is known.
+#[derive(Debug)]
+struct Carry {
+    digest: Digest,
+    image: Option<Arc<HashSet<Digest>>>,
+}
+
+impl Carry {
+    fn is_part_of(&self, denied: &Digest) -> bool {
+        let image = self.image.as_ref();
+        self.digest == *denied || image.is_some_and(|image| image.contains(denied))
+    }
+}
+
+/// Content on its way, until it is dropped.
+#[derive(Debug)]
+pub struct Carrying {
+    memory: Arc<Memory>,
+    number: u64,
+}
+
+impl Drop for Carrying {
+    fn drop(&mut self) {
+        self.memory.lock().carries.remove(&self.number);
+        self.memory.send_ended.notify_waiters();
+    }
 }
 
 impl Default for Memory {
@@ -104,6 +137,19 @@ impl Memory {
             .iter()
             .filter(|(place, _)| decision.may_stop(place));
         lost.chain(left.cloned()).collect()
+    }
+
+    /// Content on its way that a denial is about.
+    fn carries_under(&self, decision: &Numbered) -> Vec<Digest> {
+        let Target::Digest(denied) = &decision.target else {
+            return Vec::new();
+        };
+        let state = self.lock();
+        let stopped = state.carries.values();
+        stopped
+            .filter(|carry| decision.kind == Kind::Deny && carry.is_part_of(denied))
+            .map(|carry| carry.digest)
+            .collect()
     }
 
     /// The tags of names on their way that a decision stops.
@@ -186,6 +232,18 @@ impl Ledger {
         })
     }
 
+    /// Counts content as on its way until the guard is dropped. What stops it is asked after this.
+    pub fn begin_carry(&self, digest: Digest, image: Option<Arc<HashSet<Digest>>>) -> Carrying {
+        let mut state = self.decisions.lock();
+        let number = state.next;
+        state.next += 1;
+        state.carries.insert(number, Carry { digest, image });
+        Carrying {
+            memory: self.decisions.clone(),
+            number,
+        }
+    }
+
     /// Records a decision. It is in force when this returns.
     pub async fn decide(
         &self,
@@ -198,13 +256,14 @@ impl Ledger {
         let recorded = self
             .change_decisions(move |db| add(db, kind, decision, &facts))
             .await?;
-        let mut on_their_way = self.settled_sends(&recorded).await;
+        let (mut on_their_way, carried) = self.settled_sends(&recorded).await;
         on_their_way.extend(self.lost_sends(&recorded).await?);
         on_their_way.sort();
         on_their_way.dedup();
         Ok(Recorded {
             decision: recorded,
             on_their_way,
+            carried,
         })
     }
 
@@ -325,14 +384,19 @@ impl Ledger {
         self.store.read(act).await.map_err(unreadable)
     }
 
-    /// Waits for the names on their way that a decision stops. Returns those that got no answer.
-    async fn settled_sends(&self, decision: &Numbered) -> Vec<TagId> {
+    /// Waits for the names and the content on their way that a decision stops. Returns those that
+    /// got no answer.
+    async fn settled_sends(&self, decision: &Numbered) -> (Vec<TagId>, Vec<Digest>) {
         let until = Instant::now() + SENDS_SETTLE;
         loop {
             let ended = self.decisions.send_ended.notified();
-            let left = self.decisions.sends_under(decision);
-            if left.is_empty() || timeout_at(until, ended).await.is_err() {
-                return left;
+            let names = self.decisions.sends_under(decision);
+            let mut carried = self.decisions.carries_under(decision);
+            let is_settled = names.is_empty() && carried.is_empty();
+            if is_settled || timeout_at(until, ended).await.is_err() {
+                carried.sort();
+                carried.dedup();
+                return (names, carried);
             }
         }
     }

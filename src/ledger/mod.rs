@@ -48,7 +48,7 @@ mod tag_records;
 pub use audit::{AuditFile, AuditTask, KnownEnd};
 pub use chain::Verified;
 pub use current::{CurrentTag, TagsQuery};
-pub use decisions::{DeniedTag, Recorded, Sending};
+pub use decisions::{Carrying, DeniedTag, Recorded, Sending};
 pub use retention::Step;
 pub use rows::{Content, Query, Reload, Row};
 

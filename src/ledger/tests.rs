@@ -1,7 +1,9 @@
+use std::collections::HashSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 
 use super::*;
+use crate::decision::{Decision, Kind, Target};
 use crate::endpoint::Origin;
 use crate::fault::Class;
 use crate::job::{Actor, Cause, Trouble};
@@ -228,8 +230,6 @@ fn equality_teaches_the_ledger_only_what_it_does_not_know() {
             EqualityUpdate::Agreed,
         ),
         (
-            "it was reported as drift",
-        (
             "an intent over it may still arrive",
             TagRecord {
                 replaced: Some(equal),
@@ -237,6 +237,8 @@ fn equality_teaches_the_ledger_only_what_it_does_not_know() {
             },
             EqualityUpdate::None,
         ),
+        (
+            "it was reported as drift",
             known(Some(old), &[], Some(equal)),
             EqualityUpdate::None,
         ),
@@ -784,6 +786,23 @@ fn an_intent_alone_makes_nothing_known_while_production_names_what_it_named_befo
     for (name, record, known) in table {
         assert_eq!(record.is_known(Some(&digest(1))), known, "{name}");
     }
+}
+
+/// A denial waits for the content that was sent before it, and names what gets no answer.
+#[tokio::test(start_paused = true)]
+async fn a_denial_names_the_content_that_is_on_its_way() {
+    let ledger = Ledger::in_memory();
+    let image = Arc::new(HashSet::from([digest(1), digest(2)]));
+    let carrying = ledger.begin_carry(digest(2), Some(image));
+    let deny = async |n| {
+        let decision = Decision::about(&Target::Digest(digest(n)), Actor::daemon());
+        let recorded = ledger.decide(Kind::Deny, decision, facts()).await;
+        recorded.unwrap().carried
+    };
+    assert_eq!(deny(3).await, [], "it is no part of that image");
+    assert_eq!(deny(1).await, [digest(2)]);
+    drop(carrying);
+    assert_eq!(deny(2).await, []);
 }
 
 #[tokio::test]

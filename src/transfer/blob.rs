@@ -138,6 +138,9 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     /// Remembers a refusal that moving the bytes again would not change.
     /// `passed`: bytes that were sent.
     pub(super) fn note_refusal(&self, blob: &Descriptor, cut: &Cut, passed: u64) {
+        if self.is_not_denied(&blob.digest).is_err() {
+            return;
+        }
         let subject = match (cut.fault().class(), cut.is_by_source()) {
             (Class::Corrupt, true) => self.corruption_of(&blob.digest),
             (Class::Corrupt | Class::Rejected, false) => self.refusal_of(&blob.digest),
@@ -364,7 +367,10 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         let digest = blob.digest;
         self.ask_destination(RequestClass::Uploads, |destination| {
             let from = from.cloned();
-            async move { destination.begin_upload(&digest, from.as_ref()).await }
+            async move {
+                let _carrying = self.begin_carry(&digest)?;
+                destination.begin_upload(&digest, from.as_ref()).await
+            }
         })
         .await
     }

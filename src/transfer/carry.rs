@@ -84,6 +84,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         let write = |destination: D| {
             let manifest = manifest.clone();
             async move {
+                let _carrying = self.begin_carry(&manifest.digest)?;
                 destination
                     .put_manifest(&Target::Digest(manifest.digest), &manifest)
                     .await
@@ -99,7 +100,8 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             return Err(fault);
         }
         let note = |fault: Fault| {
-            if fault.class() == Class::Rejected {
+            let is_denied = self.is_not_denied(&manifest.digest).is_err();
+            if fault.class() == Class::Rejected && !is_denied {
                 self.engine.refusals.note(refusal.clone(), &fault);
             }
             fault

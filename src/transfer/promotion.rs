@@ -299,8 +299,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
 
     /// The completion of a job that failed; a denial of what it carried is told instead.
     fn failed_or_denied(&self, fault: Fault, facts: &TagFacts) -> Completion {
-        let carried = self.carried.lock().expect("nothing panics while it notes");
-        match self.denial(carried.as_ref()) {
+        match self.denial(self.carried().as_ref()) {
             Some(block) => Completion::blocked(block, facts),
             None => self.failed(fault, Some(facts)),
         }

@@ -128,7 +128,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         let chunk = self
             .destination
             .send_chunk(request.upload, offset, length, body);
-        match self.body(verified, chunk).await? {
+        match self.body(blob, verified, chunk).await? {
             Sent::Accepted {
                 reported: Some(reported),
             } if reported != blob.size => Err(Fault::retryable(format!(
@@ -158,7 +158,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         let closing =
             self.destination
                 .finish_upload(request.upload, &blob.digest, offset, length, body);
-        match self.body(verified, closing).await? {
+        match self.body(blob, verified, closing).await? {
             Sent::Accepted { .. } if !*request.early => Ok(()),
             // Only the registry's word for the blob itself counts then.
             Sent::Accepted { .. } | Sent::Early => {
@@ -193,11 +193,13 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     /// Sends an upload request once the limiter allows it, and records its result there.
     async fn body<T>(
         &self,
+        blob: &Descriptor,
         verified: &VerifiedBlob,
         request: impl Future<Output = Result<T, Fault>>,
     ) -> Result<T, Fault> {
         let limiter = self.engine.limits.of(self.destination.origin());
         let permit = limiter.acquire_for_body(RequestClass::Uploads).await;
+        let _carrying = self.begin_carry(&blob.digest)?;
         let result = request.await;
         if verified.source_fault().is_none() {
             self.engine

@@ -18,7 +18,7 @@ use crate::decision::{Block, Candidate, InForce, Verdict, expiry_time};
 use crate::endpoint::{Destination, Source, is_clock_off};
 use crate::fault::Fault;
 use crate::job::TagId;
-use crate::ledger::RunFacts;
+use crate::ledger::{Carrying, RunFacts};
 use crate::oci::{Digest, Manifest};
 
 /// Most images with a stored content.
@@ -126,13 +126,35 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         in_force.denied(contents?.iter(), self.expiry_time())
     }
 
-    /// Refuses a part of an image that was denied meanwhile.
+    /// Refuses a part of an image that was denied meanwhile, or that belongs to an image with a
+    /// denied part.
     pub(super) fn is_not_denied(&self, digest: &Digest) -> Result<(), Fault> {
         let in_force = self.engine.ledger.known_decisions();
-        match in_force.denied([digest], self.expiry_time()) {
+        let now = self.expiry_time();
+        let carried = self.carried();
+        let is_part = |denied: &&Digest| {
+            let is_beside = carried.as_ref().is_some_and(|all| all.contains(*denied));
+            *denied == digest || is_beside
+        };
+        let denied: Vec<&Digest> = in_force.denials(now).filter(is_part).collect();
+        match in_force.denied(denied, now) {
             Some(block) => Err(Fault::rejected(block.reasons.join("; "))),
             None => Ok(()),
         }
+    }
+
+    /// The digests of the image that is carried, as far as the survey has them.
+    pub(super) fn carried(&self) -> Option<Contents> {
+        let carried = self.carried.lock().expect("nothing panics while it notes");
+        carried.clone()
+    }
+
+    /// Counts a request as on its way that brings `digest`, unless a denial stops it: a denial that
+    /// comes later waits for its answer.
+    pub(super) fn begin_carry(&self, digest: &Digest) -> Result<Carrying, Fault> {
+        let carrying = self.engine.ledger.begin_carry(*digest, self.carried());
+        self.is_not_denied(digest)?;
+        Ok(carrying)
     }
 
     /// A tag that is about to name an image: the job's own, or one beside it.
@@ -204,6 +226,18 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         }))
     }
 
+    /// Says that both sides name what a rollback of the tag replaces.
+    pub(super) async fn note_unmoved(&self, facts: &TagFacts) {
+        let Some(named) = facts.destination.filter(|_| self.job.rollback.is_none()) else {
+            return;
+        };
+        let place = &self.job.key.destination;
+        let unmoved = self.engine.unmoved_by_rollback(place, &named).await;
+        if let Some(reason) = unmoved {
+            self.note_reason(reason);
+        }
+    }
+
     /// Ends the rollbacks and approvals of the tag that staging has moved on from. A list that lags
     /// and what was seen before the decision tell nothing of that, nor does what another source
     /// names.
@@ -224,15 +258,3 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         self.engine.ledger.end_decisions(ids, &why, facts).await
     }
 }
-    /// Says that both sides name what a rollback of the tag replaces.
-    pub(super) async fn note_unmoved(&self, facts: &TagFacts) {
-        let Some(named) = facts.destination.filter(|_| self.job.rollback.is_none()) else {
-            return;
-        };
-        let place = &self.job.key.destination;
-        let unmoved = self.engine.unmoved_by_rollback(place, &named).await;
-        if let Some(reason) = unmoved {
-            self.note_reason(reason);
-        }
-    }
-

@@ -350,6 +350,46 @@ async fn a_decision_waits_for_names_that_were_sent_before_it() {
     assert_eq!(scene.there("v2"), None);
 }
 
+/// An image of many layers is on its way when it is denied: what was sent gets its answer, and
+/// nothing more is sent.
+#[tokio::test]
+async fn a_denial_ends_the_carrying_of_what_it_denies() {
+    let scene = Scene::new();
+    let gate = Gate::closed();
+    let at_gate = gate.clone();
+    scene.production.on(move |asked| match asked.kind {
+        Kind::UploadPut => Answer::Hold(at_gate.clone()),
+        _ => Answer::Pass,
+    });
+    let daemon = scene.ferry.start_ready().await;
+    let image = Image::oci(1, &[100; 40]);
+    scene.staging.push("app", "v1", &image);
+    daemon.ping(json!({})).await;
+    scene.production.seen(Kind::UploadPut, 1).await;
+    let deny = ["deny", image.digest(), "--reason", "CVE"];
+    let mut deny = scene.ferry.spawn_command(&deny);
+    eventually("the denial is in force", async || {
+        (scene.in_force().await.len() == 1).then_some(())
+    })
+    .await;
+    let waits = deny.try_wait().expect("asking for a child").is_none();
+    assert!(waits, "content is on its way");
+    let opened = scene.production.count(Kind::UploadPost);
+    assert!(opened < 41, "most layers wait for their turn: {opened}");
+    gate.open();
+    assert_eq!(end_of(&mut deny).await, 0);
+    let refused = scene.ferry.sync(&["--tag", "v1"]).await.expect(4);
+    let job = refused.job("v1");
+    assert_eq!(job["result"], "refused");
+    assert!(reasons(&job).contains("CVE"), "{job:#}");
+    assert_eq!(scene.production.count(Kind::UploadPost), opened);
+    assert_eq!(scene.production.count(Kind::ManifestPut), 0);
+
+    // After a release nothing of that is remembered.
+    scene.run(&["release", image.digest()]).await.expect(0);
+    scene.named("v1", &image).await;
+}
+
 /// A load balancer answers for production with 504: the write may arrive later.
 #[tokio::test]
 async fn a_hold_names_the_tags_whose_answers_were_lost() {
