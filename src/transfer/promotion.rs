@@ -246,7 +246,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         if permission == Permission::Carry {
             return Ok(Round::complete(self.gated(&facts)));
         }
-        self.copy_referrers(&image.subjects).await?;
+        self.bring_referrers(&image.subjects).await?;
         let naming = TagMove {
             place: &self.job.key.destination,
             origin: NameOrigin::Job,

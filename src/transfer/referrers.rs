@@ -16,9 +16,11 @@ mod listing;
 
 use std::collections::HashSet;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use futures::FutureExt as _;
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
+use tokio::time::timeout;
 
 use super::Promotion;
 use super::survey::{Image, TagFacts};
@@ -32,10 +34,61 @@ use crate::oci::{Descriptor, Digest, Kind, Manifest, Tag};
 const DEPTH: usize = 4;
 /// Most referrers of one image.
 const MOST: usize = 1000;
+/// How long a rollback waits for what belongs to its image.
+const ROLLBACK_WAITS: Duration = Duration::from_secs(15);
 /// Most refused referrers of a job that are reported one by one.
 const REFUSALS_TOLD: u64 = 8;
 
 impl<S: Source, D: Destination> Promotion<'_, S, D> {
+    /// Copies the referrers of an image before its tag moves. A rollback of an image that is whole
+    /// does without them where they cannot be had, unless the ledger knows of one under a tag.
+    pub(super) async fn bring_referrers(&self, subjects: &[Digest]) -> Result<(), Fault> {
+        // Boxed to keep the job's future small.
+        let copied = self.copy_referrers(subjects).boxed();
+        if self.job.rollback.is_none() {
+            return copied.await;
+        }
+        let fault = match timeout(ROLLBACK_WAITS, copied).await {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(fault)) if fault.class() == Class::Cancelled => return Err(fault),
+            Ok(Err(fault)) => fault,
+            Err(_) => {
+                let seconds = ROLLBACK_WAITS.as_secs();
+                Fault::retryable(format!("its referrers are not known after {seconds} s"))
+            }
+        };
+        if self.has_known_companion(subjects).await? {
+            return Err(fault);
+        }
+        let text = fault.chain();
+        tracing::warn!(
+            destination = self.destination_reference(),
+            error = text,
+            "a rollback goes on without what may belong to its image"
+        );
+        self.note_reason(format!(
+            "the image is whole, and what may belong to it (signatures and other referrers) was not asked for to the end: \
+             {text}"
+        ));
+        Ok(())
+    }
+
+    /// Whether the ledger knows of a companion tag of one of `subjects` at the destination.
+    async fn has_known_companion(&self, subjects: &[Digest]) -> Result<bool, Fault> {
+        let ledger = &self.engine.ledger;
+        let destination = &self.destination;
+        let known = ledger.written_in(destination.origin(), destination.repository());
+        let known = known.await?;
+        let mut companions = subjects
+            .iter()
+            .flat_map(|subject| Tag::fallback(subject).with_usual_endings());
+        Ok(companions.any(|tag| {
+            known
+                .get(&tag)
+                .is_some_and(|record| record.digest.is_some())
+        }))
+    }
+
     /// Copies the referrers of `subjects`, and their referrers.
     pub(super) async fn copy_referrers(&self, subjects: &[Digest]) -> Result<(), Fault> {
         let mut seen: HashSet<Digest> = subjects.iter().copied().collect();

@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use blobferry::decision::{self, Decision, Target};
 use blobferry::fault::Class;
-use blobferry::job::{Companions, Job, Outcome};
+use blobferry::job::{Actor, Companions, Job, Outcome, TagId, TagRules, TagState};
+use blobferry::ledger::RunFacts;
 use blobferry::oci::media_type::{OCI_INDEX, OCI_MANIFEST};
 use blobferry::oci::{Digest, Manifest, Tag};
 use blobferry::transfer::Settings;
@@ -265,4 +267,54 @@ async fn a_signature_tag_that_the_registry_keeps_does_not_stop_its_image() {
         Outcome::UpToDate
     );
     assert_eq!(world.production.tagged("app", &tag), Some(old.digest));
+}
+
+/// A registry takes the question about referrers and never answers: the rollback of an image that
+/// is whole does not wait for it, unless the ledger knows of a signature.
+#[tokio::test(start_paused = true)]
+async fn a_rollback_waits_for_referrers_only_so_long() {
+    for is_signed in [false, true] {
+        let world = World::new();
+        let first = world.image("app", "latest", &[]);
+        assert_promoted(&world.promote("app", "latest").await);
+        let second = world.image("app", "latest", &[world.layer("app", 2, 10)]);
+        assert_promoted(&world.promote("app", "latest").await);
+        let ledger = &world.engine.ledger;
+        let place = world.job("app", "latest").key.destination;
+        if is_signed {
+            let signature = TagId {
+                tag: format!("{}.sig", Tag::fallback(&first.digest))
+                    .parse()
+                    .unwrap(),
+                ..place.clone()
+            };
+            ledger.found(&signature, &second.digest).await.unwrap();
+        }
+        let target: Target = "production/app:latest".parse().unwrap();
+        let decision = Decision::about(&target, Actor::daemon());
+        let recorded = ledger.decide(decision::Kind::Rollback, decision, RunFacts::default());
+        let recorded = recorded.await.unwrap();
+        let _held = world.staging.hold_next(Operation::Referrers);
+        let job = Job {
+            rules: TagRules::default(),
+            source: TagState::At(first.digest),
+            pinned: Some(first.digest),
+            explicit: true,
+            replace: Some(second.digest),
+            rollback: Some(recorded.decision.id),
+            ..world.job("app", "latest")
+        };
+        let completion = world.run(&job).await;
+        if is_signed {
+            assert_failed(&completion, Class::RETRYABLE);
+            assert_eq!(
+                world.production.tagged("app", "latest"),
+                Some(second.digest)
+            );
+        } else {
+            assert_promoted(&completion);
+            let told = completion.reasons.join("; ");
+            assert!(told.contains("not known after 15 s"), "{told}");
+        }
+    }
 }

@@ -409,6 +409,27 @@ async fn a_rollback_does_not_wait_for_what_is_carried_to_its_tag() {
     assert_eq!(scene.there("latest").as_deref(), Some(first.digest()));
 }
 
+/// The image is whole in production; only what may belong to it cannot be asked for.
+#[tokio::test]
+async fn a_list_of_referrers_that_fails_stops_no_rollback() {
+    let (scene, _daemon, first, _second) = moved_on().await;
+    for registry in [&scene.staging, &scene.production] {
+        registry.on(|asked| match asked.kind {
+            Kind::Referrers => Answer::Reply(Reply::status(403)),
+            _ => Answer::Pass,
+        });
+    }
+    scene.run(&BACK).await.expect(0);
+    assert_eq!(scene.there("latest").as_deref(), Some(first.digest()));
+    let rows = rows(&scene).await;
+    let is_promotion = |row: &&Value| row["result"] == "promoted" && row["cause"] == "decision";
+    let promoted = rows.iter().find(is_promotion).expect("it is a promotion");
+    assert!(
+        reasons(promoted).contains("the image is whole"),
+        "{promoted:#}"
+    );
+}
+
 /// Production and staging both name what the rollback replaces: all seemed well.
 #[tokio::test]
 async fn an_unfinished_rollback_is_told_of_a_tag_that_is_up_to_date() {
