@@ -13,7 +13,7 @@
 //! | 4 | [`transfer`], [`gate`] | job → survey → plan → carry → verdict → name → settle; the judgements before a name |
 //! | 3 | [`index`], [`ledger`] | SQLite: hints and open uploads; outcomes and decisions |
 //! | 2 | [`registry`], [`layout`], [`ecr`], [`sqs`], [`aws`], [`backend`], [`oidc`] | distribution client, image-layout directory, AWS control plane, its queues, its credentials, any backend; tokens of others |
-//! | 1 | [`endpoint`], [`route`], [`job`], [`decision`] | source and destination; rules and patterns, pure; plain data; what people ordered, pure |
+//! | 1 | [`endpoint`], [`route`], [`job`], [`decision`], [`set`] | source and destination; rules and patterns, pure; plain data; what people ordered, pure; images that move together, pure |
 //! | 0 | [`oci`], [`fault`] | the types of the specifications; classes of failure |
 //!
 //! Small shared modules stand beside layers 0 to 3: [`sqlite`] (connections and their threads),
@@ -52,6 +52,7 @@ pub mod parts;
 pub mod random;
 pub mod registry;
 pub mod route;
+pub mod set;
 pub mod single_flight;
 pub mod sqlite;
 pub mod sqs;

@@ -81,6 +81,11 @@ impl Check {
             );
             lines.line(text);
         }
+        for set in &config.sets {
+            let routes = clean(&set.routes.join(", "));
+            let name = clean(&set.name);
+            lines.line(format!("set {name}\n  {routes} move together\n"));
+        }
         let routes = plural(routes.0.len() as u64, "route");
         let registries =
             plural(config.registries.len() as u64, "registry").replace("registrys", "registries");

@@ -26,12 +26,13 @@ use crate::oci::Digest;
   blobferry hold production/prod-demo-app:v7 --until 2h one tag, for two hours
   blobferry hold 'production/payments/**' --reason CHG-17
   blobferry hold route:demo-app
+  blobferry hold set:shop                               what moves together
 
 It is in force when this ends with 0: no tag that it covers is named after that,
 until `blobferry release` with the same target, or its own end.")]
 pub(super) struct Hold {
     /// What to hold: [REGISTRY/]REPOSITORY[:TAG] of a destination (* and ** are wildcards),
-    /// route:NAME, or sha256:…; absent: everything
+    /// route:NAME, set:NAME[:TAG], or sha256:…; absent: everything
     #[arg(value_name = "TARGET", default_value = "", hide_default_value = true)]
     target: String,
     #[command(flatten)]

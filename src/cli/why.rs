@@ -137,6 +137,12 @@ impl Why {
     }
 }
 
+/// Whether a reason begins with a target.
+fn is_named_in(reasons: &[String], target: &Target) -> bool {
+    let target = target.to_string();
+    reasons.iter().any(|reason| reason.starts_with(&target))
+}
+
 /// What a row of the ledger tells of its tag.
 fn view_of(row: Row, in_force: &[Numbered]) -> Option<TagView> {
     let settled = row.settled()?;
@@ -149,6 +155,8 @@ fn view_of(row: Row, in_force: &[Numbered]) -> Option<TagView> {
         Target::Everything => true,
         Target::Digest(digest) => [settled.digest, production].contains(&Some(*digest)),
         Target::Route(name) => **name == *settled.route,
+        // Without a config its reasons alone tell that the tag is part of the set.
+        Target::Set(..) => is_named_in(&settled.reasons, target),
         Target::Destination(_) => {
             let is_tag = target.tag().is_none_or(|named| named.as_str() == tag);
             let repository = target.repository().map(|name| name.to_string());

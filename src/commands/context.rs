@@ -18,6 +18,7 @@ use crate::ledger::{AuditTask, RunFacts};
 use crate::look::topology::Topology;
 use crate::parts::{Parts, facts};
 use crate::state::{self, StateLock};
+use crate::transfer::sets::CurrentSets;
 use crate::transfer::{Settle, Stop};
 
 /// With what an explicit act works.
@@ -155,12 +156,23 @@ impl Context {
     /// When an act stops: as `stop` says, and by the rules of the config in force, which the daemon
     /// may read again while it acts.
     pub(super) fn stop_of(&self, ends: &Ends, guards: &Guards, stop: &Stop) -> Stop {
-        match &self.in_force {
-            Some(in_force) => Stop {
-                rules: ends.rules_in_force(guards, in_force.clone()),
-                ..stop.clone()
-            },
-            None => stop.clone(),
+        match (&self.in_force, &self.topology) {
+            (Some(in_force), _) => {
+                let topology = in_force.clone();
+                Stop {
+                    rules: ends.rules_in_force(guards, in_force.clone()),
+                    sets: CurrentSets::new(move || topology.borrow().sets.clone()),
+                    ..stop.clone()
+                }
+            }
+            (None, Some(topology)) => {
+                let sets = topology.sets.clone();
+                Stop {
+                    sets: CurrentSets::new(move || sets.clone()),
+                    ..stop.clone()
+                }
+            }
+            (None, None) => stop.clone(),
         }
     }
 

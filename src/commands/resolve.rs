@@ -54,6 +54,14 @@ pub(crate) fn resolve(target: Target, topology: &Topology) -> Result<Resolved, U
             }
             return Ok(Resolved { target, routes });
         }
+        Target::Set(name, _) => {
+            let routes = routes_of_set(name, topology);
+            if routes.is_empty() {
+                let what = format!("the config has no set \"{name}\"");
+                return Err(Unresolved::NotThere { what });
+            }
+            return Ok(Resolved { target, routes });
+        }
         Target::Destination(destination) => destination,
     };
     let in_registry = routes_in_registry(destination, topology);
@@ -81,6 +89,15 @@ pub(crate) fn resolve(target: Target, topology: &Topology) -> Result<Resolved, U
             Err(Unresolved::NotThere { what })
         }
     }
+}
+
+/// The routes of a set.
+fn routes_of_set(name: &str, topology: &Topology) -> Vec<Arc<str>> {
+    let members = topology.sets.0.iter();
+    let members = members.filter(|member| *member.set == *name);
+    let mut routes: Vec<Arc<str>> = members.map(|member| member.route.clone()).collect();
+    routes.dedup();
+    routes
 }
 
 /// The decisions with a target that means nothing under a config, in words.

@@ -10,7 +10,8 @@ use crate::config::Config;
 use crate::job::{Remarks, Report};
 use crate::ledger;
 use crate::look::PassOptions;
-use crate::transfer::Settle;
+use crate::transfer::sets::CurrentSets;
+use crate::transfer::{Settle, Stop};
 use crate::watch::{self, Scope, pass};
 
 /// One pass over the routes in this process, asking both sides.
@@ -41,15 +42,12 @@ pub async fn sync(
         progress: observer.progress,
         listener: Some(observer.settled),
     };
-    let report = pass(
-        &topology,
-        &scope,
-        options,
-        caller(remarks),
-        &settle,
-        &stop_of(stop),
-    )
-    .await;
+    let sets = topology.sets.clone();
+    let stop = Stop {
+        sets: CurrentSets::new(move || sets.clone()),
+        ..stop_of(stop)
+    };
+    let report = pass(&topology, &scope, options, caller(remarks), &settle, &stop).await;
     drop((topology, settle));
     if let Some(audit) = audit {
         audit.end().await;

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::keys::{Keys as _, keys};
 use super::section::Item;
-use super::{Config, daemon, queues, receivers, registries, routes};
+use super::{Config, daemon, queues, receivers, registries, routes, sets};
 use crate::oci::Digest;
 
 keys! {
@@ -22,6 +22,8 @@ keys! {
         receivers: Option<BTreeMap<String, receivers::Receiver>>,
         /// SQS queues of ECR's push events, by a name of your own.
         queues: Option<BTreeMap<String, queues::Queue>>,
+        /// Routes with images that move together, whole, by a name of your own.
+        sets: Option<BTreeMap<String, sets::SetSection>>,
         /// What a route says where it does not say it itself.
         defaults: Option<routes::Defaults>,
         /// What goes where. The first route whose `from` matches a source repository has it.
@@ -48,6 +50,7 @@ pub(super) fn read(root: &Item<'_>, path: &Path, text: &str) -> Option<Config> {
         .map(registries::Read::origins)
         .unwrap_or_default();
     let routes = routes::read(keys.routes, keys.defaults, &names);
+    let sets = sets::read(keys.sets, &routes);
     let hash = Digest::sha256(text.as_bytes()).encoded()[..12].to_owned();
     Some(Config {
         path: path.to_owned(),
@@ -57,6 +60,7 @@ pub(super) fn read(root: &Item<'_>, path: &Path, text: &str) -> Option<Config> {
         queues: queues?,
         registries: registries?.registries,
         routes,
+        sets,
         missing: Vec::new(),
     })
 }

@@ -13,6 +13,7 @@
 //! | `units` | durations and amounts |
 //! | `document` | the file's top level |
 //! | `daemon`, `registries`, `limits`, `receivers`, `queues`, `routes` | the parts of the file; what a registry is spared |
+//! | `sets` | routes with images that move together |
 //! | `tokens` | bearer tokens and their rights |
 //! | `aws` | what registries and queues say about AWS |
 //! | `state_path` | `daemon.state` alone, for commands that need nothing else |
@@ -32,6 +33,7 @@ mod registries;
 mod routes;
 mod schema;
 mod section;
+mod sets;
 mod shapes;
 mod state_path;
 mod substitute;
@@ -55,6 +57,7 @@ pub use schema::schema;
 pub use state_path::{StatePath, registry_names, state_path};
 
 use crate::route::Route;
+use crate::set::Set;
 use crate::watch::{queue_consumer, receiver};
 use problem::Problems;
 use section::{Item, Reader};
@@ -83,6 +86,8 @@ pub struct Config {
     pub registries: BTreeMap<String, Registry>,
     /// In the order of the file: the first that matches has a repository. Not empty.
     pub routes: Vec<Route>,
+    /// Routes with images that move together, by the names of the sets.
+    pub sets: Vec<Set>,
     /// What the file names and this machine does not have, where it may come later: programs.
     pub missing: Vec<Problem>,
 }

@@ -272,8 +272,12 @@ impl Decider {
 /// What is looked at because of a decision.
 fn scope(topology: &Topology, resolved: &Resolved) -> Scope {
     let keeps_names = |name: &Arc<str>| topology.route(name).is_some_and(Route::keeps_names);
-    let tag = resolved.target.tag();
-    let tag = tag.filter(|_| resolved.routes.iter().all(keeps_names));
+    let tag = match &resolved.target {
+        Target::Set(_, tag) => tag.as_ref(),
+        target => target
+            .tag()
+            .filter(|_| resolved.routes.iter().all(keeps_names)),
+    };
     Scope {
         routes: resolved.routes.iter().map(ToString::to_string).collect(),
         tags: tag.cloned().into_iter().collect(),

@@ -260,8 +260,12 @@ impl Question {
     ) -> Result<Vec<Numbered>, Fault> {
         let in_force = self.ledger.in_force().await?;
         let routes = [route.name.clone()];
+        let set = self.topology.sets.of(place);
         let covers = |target: &Target| match target {
             Target::Digest(digest) => [view.digest, view.production].contains(&Some(*digest)),
+            Target::Set(..) => set
+                .as_ref()
+                .is_some_and(|set| target.covers_in_set(&set.name)),
             _ => target.covers(&routes, registry, place),
         };
         let covering = in_force.now(clock::now()).filter(|one| covers(&one.target));

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{Decision, Kind, Target};
+use super::{Decision, Kind, SetName, Target};
 use crate::endpoint::Origin;
 use crate::job::{Outcome, TagId};
 use crate::oci::Digest;
@@ -86,7 +86,9 @@ impl Numbered {
     /// Whether it may keep a tag from being named of which only the place is known.
     pub fn may_stop(&self, place: &TagId) -> bool {
         match (self.kind, &self.target) {
-            (Kind::Hold | Kind::Deny, Target::Route(_) | Target::Digest(_)) => true,
+            (Kind::Hold | Kind::Deny, Target::Route(_) | Target::Set(..) | Target::Digest(_)) => {
+                true
+            }
             (Kind::Hold | Kind::Deny, target) => target.covers(&[], "", place),
             _ => false,
         }
@@ -121,6 +123,8 @@ pub struct Candidate {
     pub registry: Arc<str>,
     /// The tag.
     pub place: TagId,
+    /// The tag of a set that it is part of, or that its image is.
+    pub set: Option<SetName>,
     /// The tag of the image that this one travels with.
     pub beside: Option<TagId>,
     /// What it is about to name.
@@ -144,6 +148,10 @@ impl Candidate {
     fn is_covered(&self, target: &Target) -> bool {
         match target {
             Target::Digest(digest) => self.has(digest),
+            Target::Set(..) => self
+                .set
+                .as_ref()
+                .is_some_and(|set| target.covers_in_set(set)),
             _ => [Some(&self.place), self.beside.as_ref()]
                 .into_iter()
                 .flatten()
@@ -323,6 +331,24 @@ impl InForce {
         self.decisions.iter().filter(is_over).collect()
     }
 
+    /// The holds of torn sets.
+    pub fn torn(&self, now: Timestamp) -> impl Iterator<Item = &Numbered> {
+        self.now(now)
+            .filter(|one| one.kind == Kind::Hold && one.decision.torn.is_some())
+    }
+
+    /// The holds of a torn set that are over, because staging names something else for a member.
+    pub fn mended(&self, set: &SetName, staging: &Digest, now: Timestamp) -> Vec<&Numbered> {
+        let is_other = |one: &&Numbered| {
+            let torn = one.decision.torn.as_ref();
+            torn.is_some_and(|torn| !torn.staging.contains(staging))
+        };
+        self.torn(now)
+            .filter(|one| one.target.covers_in_set(set))
+            .filter(is_other)
+            .collect()
+    }
+
     /// The rollbacks of a tag.
     pub fn rollbacks_of(&self, place: &TagId) -> Vec<&Numbered> {
         let is_meant = |one: &&Numbered| one.kind == Kind::Rollback && one.target.is_tag(place);
@@ -400,6 +426,7 @@ mod tests {
             routes: Arc::from(["app".into()]),
             registry: "production".into(),
             place,
+            set: None,
             beside: None,
             digest: digest("image"),
             rollback: None,

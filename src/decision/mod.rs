@@ -15,6 +15,7 @@
 mod approvals;
 mod in_force;
 mod right;
+mod set;
 mod target;
 mod until;
 
@@ -26,6 +27,7 @@ use serde::{Deserialize, Serialize};
 pub use self::approvals::{Approval, Approvals, Change, GateOverride};
 pub use self::in_force::{Block, Candidate, InForce, Numbered, Revision, Verdict, expiry_time};
 pub use self::right::{NamePattern, Principal, Right, Rights};
+pub use self::set::{SetMove, SetName, Torn};
 pub use self::target::{Destination, NotATarget, Target};
 pub use self::until::{NotAnEnd, until};
 use crate::job::{Actor, GateKind};
@@ -135,6 +137,9 @@ pub struct Decision {
     /// Of a release: the numbers of the decisions that it ended.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ends: Vec<u64>,
+    /// Of a hold of the daemon's own: the set of which only a part was named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub torn: Option<Torn>,
     /// When it ends by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub until: Option<Timestamp>,
@@ -157,6 +162,7 @@ impl Decision {
             despite: Vec::new(),
             all: false,
             ends: Vec::new(),
+            torn: None,
             until: None,
             actor,
         }

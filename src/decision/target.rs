@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use super::SetName;
 use crate::endpoint::Origin;
 use crate::fault::clip;
 use crate::job::TagId;
@@ -22,6 +23,8 @@ pub enum Target {
     Digest(Digest),
     /// `route:NAME`: all that a route names.
     Route(Arc<str>),
+    /// `set:NAME[:TAG]`: what moves with a set, or one tag of it by its name at staging.
+    Set(Arc<str>, Option<Tag>),
     /// `[REGISTRY/]REPOSITORY[:TAG]`: tags of destinations.
     Destination(Box<Destination>),
 }
@@ -43,7 +46,7 @@ pub struct Destination {
 /// Why a text is no target.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "\"{0}\" is no target (a digest sha256:…, route:NAME, or a destination [REGISTRY/]REPOSITORY[:TAG] \
+    "\"{0}\" is no target (a digest sha256:…, route:NAME, set:NAME[:TAG], or a destination [REGISTRY/]REPOSITORY[:TAG] \
      whose repository may hold * and **)"
 )]
 pub struct NotATarget(String);
@@ -53,7 +56,9 @@ impl Target {
     pub fn digest(&self) -> Option<Digest> {
         match self {
             Target::Digest(digest) => Some(*digest),
-            Target::Everything | Target::Route(_) | Target::Destination(_) => None,
+            Target::Everything | Target::Route(_) | Target::Set(..) | Target::Destination(_) => {
+                None
+            }
         }
     }
 
@@ -61,7 +66,7 @@ impl Target {
     pub fn destination(&self) -> Option<&Destination> {
         match self {
             Target::Destination(destination) => Some(destination),
-            Target::Everything | Target::Digest(_) | Target::Route(_) => None,
+            Target::Everything | Target::Digest(_) | Target::Route(_) | Target::Set(..) => None,
         }
     }
 
@@ -90,8 +95,19 @@ impl Target {
         match self {
             Target::Everything => true,
             Target::Digest(_) => false,
+            Target::Set(..) => false,
             Target::Route(name) => routes.contains(name),
             Target::Destination(destination) => destination.covers(registry, place),
+        }
+    }
+
+    /// Whether it covers a tag of a set.
+    pub fn covers_in_set(&self, name: &SetName) -> bool {
+        match self {
+            Target::Set(set, tag) => {
+                *set == name.set && tag.as_ref().is_none_or(|tag| *tag == name.tag)
+            }
+            _ => false,
         }
     }
 
@@ -181,10 +197,21 @@ impl FromStr for Target {
         if let Some(name) = text.strip_prefix("route:").filter(|name| !name.is_empty()) {
             return Ok(Target::Route(name.into()));
         }
+        if let Some(set) = text.strip_prefix("set:").filter(|name| !name.is_empty()) {
+            return set_target(set).ok_or_else(wrong);
+        }
         destination(text)
             .map(|destination| Target::Destination(Box::new(destination)))
             .ok_or_else(wrong)
     }
+}
+
+fn set_target(text: &str) -> Option<Target> {
+    let (name, tag) = match text.split_once(':') {
+        Some((name, tag)) => (name, Some(tag.parse().ok()?)),
+        None => (text, None),
+    };
+    (!name.is_empty()).then(|| Target::Set(name.into(), tag))
 }
 
 fn destination(text: &str) -> Option<Destination> {
@@ -212,6 +239,8 @@ impl fmt::Display for Target {
             Target::Everything => Ok(()),
             Target::Digest(digest) => write!(f, "{digest}"),
             Target::Route(name) => write!(f, "route:{name}"),
+            Target::Set(name, None) => write!(f, "set:{name}"),
+            Target::Set(name, Some(tag)) => write!(f, "set:{name}:{tag}"),
             Target::Destination(destination) => f.write_str(&destination.text),
         }
     }

@@ -81,7 +81,7 @@ pub enum Cause {
     Webhook,
     /// A message of a queue.
     Queue,
-    /// A promotion into the source of another route.
+    /// A promotion into the source of another route, or of another member of a set.
     Chain,
     /// SIGUSR1.
     Signal,

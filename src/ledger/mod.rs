@@ -43,6 +43,7 @@ mod raw;
 mod retention;
 mod rows;
 mod schema;
+mod sets;
 mod tag_records;
 
 pub use audit::{AuditFile, AuditTask, KnownEnd};

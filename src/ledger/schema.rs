@@ -11,7 +11,7 @@ pub(super) const SCHEMA: Schema = Schema {
     application: 0x62_66_6c_67,
     migrations: &[
         VERSION_1, VERSION_2, VERSION_3, VERSION_4, VERSION_5, VERSION_6, VERSION_7, VERSION_8,
-        VERSION_9,
+        VERSION_9, VERSION_10,
     ],
     fill: super::chain::seal,
 };
@@ -163,4 +163,14 @@ const VERSION_9: &str = "
     UPDATE jobs SET result = (SELECT json_extract(content, '$.result') FROM rows WHERE id = jobs.newest);
     CREATE INDEX jobs_by_newest ON jobs (newest);
     CREATE INDEX jobs_by_result ON jobs (result, newest);
+";
+
+const VERSION_10: &str = "
+    -- namings of sets that have begun and are not over; JSON
+    CREATE TABLE set_namings (
+        name TEXT NOT NULL,
+        tag TEXT NOT NULL,
+        content TEXT NOT NULL,
+        PRIMARY KEY (name, tag)
+    ) STRICT, WITHOUT ROWID;
 ";

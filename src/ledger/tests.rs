@@ -41,6 +41,7 @@ fn candidate(place: &TagId, digest: &Digest) -> Candidate {
         routes: Arc::from(["app".into()]),
         registry: "production".into(),
         place: place.clone(),
+        set: None,
         beside: None,
         digest: *digest,
         rollback: None,

@@ -384,6 +384,10 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
     }
 
     async fn settle(&self, job: &Job, completion: Completion) -> Reconciled {
+        let sets = &self.look.stop.sets;
+        // A job that was not run has not asked.
+        let set = completion.set.or_else(|| sets.of(&job.key.destination));
+        let completion = Completion { set, ..completion };
         let names = Names {
             source: self.source_name(&job.key.tag),
             destination: self.destination_name(&job.key.tag),

@@ -11,6 +11,7 @@ mod listing;
 mod request;
 mod rounds;
 pub mod topology;
+mod ways_back;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::pin::Pin;
@@ -275,6 +276,7 @@ impl<B: Repositories> RepositoryLook<'_, B> {
         began: Timestamp,
     ) -> DestinationResult {
         let known = async {
+            self.go_back(side).await?;
             self.recall_trouble(side).await?;
             self.known(side, listing).await
         };

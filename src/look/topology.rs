@@ -14,6 +14,7 @@ use crate::job::Key;
 use crate::ledger::RunFacts;
 use crate::oci::RepositoryName;
 use crate::route::{Naming, Route, Routes, Template};
+use crate::set::{Member, Set, Sets};
 use crate::status::metrics::Metrics;
 use crate::transfer::Engine;
 use crate::transfer::retry::RulesInForce;
@@ -58,6 +59,8 @@ pub struct Topology<B: Repositories = Backend> {
     pub backends: BTreeMap<String, B>,
     /// The routes, in the order of the config.
     pub routes: Routes,
+    /// The members of the sets.
+    pub sets: Arc<Sets>,
     /// The engine.
     pub engine: Engine,
     /// The metrics of routes and looks.
@@ -91,6 +94,47 @@ impl<R: Source> Side<R> {
         self.repository.origin() == source.origin()
             && self.repository.repository() == source.repository()
     }
+}
+
+/// The members of a config's sets.
+pub fn members_of<B: Repositories>(
+    sets: &[Set],
+    routes: &Routes,
+    backends: &BTreeMap<String, B>,
+) -> Sets {
+    let mut members = Vec::new();
+    for set in sets {
+        let of_set = set.routes.iter().filter_map(|name| routes.named(name));
+        for route in of_set {
+            members.extend(members_of_route(set, route, backends));
+        }
+    }
+    Sets(members)
+}
+
+/// The destinations of a route, which has a literal `from`.
+fn members_of_route<B: Repositories>(
+    set: &Set,
+    route: &Route,
+    backends: &BTreeMap<String, B>,
+) -> Vec<Member> {
+    let Some(source) = route.from.literal() else {
+        return Vec::new();
+    };
+    let member = |template: &Template| {
+        let backend = backends.get(&**template.registry())?;
+        Some(Member {
+            set: set.name.clone(),
+            route: route.name.clone(),
+            source: source.clone(),
+            selection: route.selection.clone(),
+            origin: backend.origin().clone(),
+            repository: template.fill(&[]).ok()?,
+            naming: template.naming().clone(),
+            shown: (route.to.len() > 1).then(|| template.to_string()),
+        })
+    };
+    route.to.iter().filter_map(member).collect()
 }
 
 impl<B: Repositories> Topology<B> {

@@ -27,7 +27,7 @@ use crate::route::{Route, Routes, Template};
 use crate::state::StateLock;
 use crate::transfer::{self, Engine, Limits, limits};
 
-use crate::look::topology::{Intervals, Topology};
+use crate::look::topology::{Intervals, Topology, members_of};
 use crate::status;
 
 /// Why the parts cannot be built.
@@ -200,9 +200,12 @@ impl Parts {
             trust: config.daemon.verify,
             ..self.engine.settings
         };
+        let routes = Routes::new(config.routes.clone());
+        let sets = members_of(&config.sets, &routes, &backends);
         let topology = Topology {
             backends,
-            routes: Routes::new(config.routes.clone()),
+            routes,
+            sets: Arc::new(sets),
             engine: self.engine.with(settings),
             metrics: self.watch.clone(),
             facts: Arc::new(facts(&config.hash)),
@@ -308,6 +311,8 @@ impl Parts {
         for name in topology.backends.keys() {
             self.transfer.prepare_registry(name);
         }
+        let sets = topology.sets.0.iter().map(|member| &*member.set);
+        self.transfer.sets.adopt(sets);
         for route in &topology.routes.0 {
             self.watch.prepare(route);
             registries_of(route).for_each(|name| self.transfer.health.prepare(name));
@@ -363,7 +368,9 @@ impl Parts {
     pub(crate) fn refresh(&self) {
         self.transfer.refresh();
         self.watch.refresh();
-        self.decided.show(&self.ledger.known_decisions());
+        let in_force = self.ledger.known_decisions();
+        self.decided.show(&in_force);
+        self.transfer.sets.show(&in_force);
     }
 
     /// Counts an approval that passes gates.

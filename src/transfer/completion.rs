@@ -7,8 +7,10 @@ use crate::decision::Block;
 use crate::fault::{Class, Fault};
 use crate::job::{BlobCounts, Judgement, Outcome, ReferrerCounts};
 use crate::oci::Digest;
+use crate::set::SetTag;
 use crate::transfer::companions::CompanionOutcome;
 use crate::transfer::plan::Decision;
+use crate::transfer::set_naming::SetWait;
 
 /// The result of a job, before it is settled.
 #[derive(Debug)]
@@ -43,6 +45,10 @@ pub struct Completion {
     pub gates: Vec<Judgement>,
     /// Whether gates or decisions kept the job from its tag.
     pub is_gated: bool,
+    /// The set that the tag is part of.
+    pub set: Option<SetTag>,
+    /// Why it waits for its set.
+    pub set_wait: Option<SetWait>,
     /// Whether it ended because staging moved the tag meanwhile.
     pub has_moved: bool,
 }
@@ -170,6 +176,8 @@ impl Completion {
             has_progressed: false,
             gates: Vec::new(),
             is_gated: false,
+            set: None,
+            set_wait: None,
             has_moved: false,
         }
     }
@@ -231,6 +239,30 @@ impl Completion {
             is_gated: true,
             ..Completion::of(facts)
         }
+    }
+
+    /// The tag waits for the other members of its set.
+    pub(super) fn waits_for_set(facts: &TagFacts, wait: SetWait) -> Completion {
+        Completion {
+            reasons: vec![wait.reason.clone()],
+            set_wait: Some(wait),
+            ..Completion::gated(facts, Outcome::Waiting)
+        }
+    }
+
+    /// The same, now that the set lacks something else.
+    pub(super) fn waiting_for(mut self, reason: String) -> Completion {
+        if let Some(wait) = &mut self.set_wait {
+            let said = self.reasons.iter_mut().find(|said| **said == wait.reason);
+            said.into_iter().for_each(|said| said.clone_from(&reason));
+            wait.reason = reason;
+        }
+        self
+    }
+
+    /// Whether it waits for members of its set that have not passed.
+    pub(super) fn waits_for_members(&self) -> bool {
+        self.set_wait.as_ref().is_some_and(|wait| !wait.is_complete)
     }
 
     /// The registry keeps the tag immutable at `production`.

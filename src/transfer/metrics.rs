@@ -1,6 +1,7 @@
 //! What the engine counts. Labels come from the config or from closed sets; repositories are
 //! capped.
 
+mod sets;
 mod throughput;
 
 use std::collections::HashSet;
@@ -13,6 +14,7 @@ use prometheus::{
 };
 use tokio::time::Instant;
 
+pub use self::sets::SetMetrics;
 pub use self::throughput::Meter;
 use self::throughput::Rate;
 use super::health::Health;
@@ -55,6 +57,8 @@ pub struct Metrics {
     pub waited: Waited,
     /// The health of the registries.
     pub health: Health,
+    /// What is counted of sets.
+    pub sets: SetMetrics,
     /// Destinations of the config's routes: others are not counted.
     places: Arc<Mutex<HashSet<(String, String)>>>,
     registries: LabelNames,
@@ -187,6 +191,7 @@ impl Metrics {
             )?,
             waited: Waited::new(registry)?,
             health: Health::new(registry)?,
+            sets: SetMetrics::new(registry)?,
             places: Arc::default(),
             registries: LabelNames::default(),
             repositories: Arc::default(),

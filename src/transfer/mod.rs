@@ -21,6 +21,7 @@ mod completion;
 mod fan_out;
 mod gates;
 pub mod health;
+mod judged_set;
 pub mod limits;
 pub mod metrics;
 mod name;
@@ -36,12 +37,15 @@ pub mod resolve;
 mod resume;
 pub mod retry;
 mod send;
+mod set_naming;
+pub mod sets;
 pub mod settle;
 mod signed;
 pub mod stall;
 mod statements;
 mod survey;
 mod suspended;
+mod torn;
 mod upload;
 mod verdict;
 pub mod verify;
@@ -72,6 +76,8 @@ use self::questions::Questions;
 use self::refusals::Refusals;
 pub use self::retry::Stop;
 use self::retry::{retry, stoppable};
+pub use self::set_naming::SetWait;
+use self::sets::SetMembers;
 pub use self::settle::Settle;
 use self::statements::Statements;
 use self::suspended::SuspendedNames;
@@ -81,7 +87,7 @@ use crate::endpoint::{Destination, Origin, Source, Tally};
 use crate::fault::{Class, Fault};
 use crate::gate::http::Service;
 use crate::index::Index;
-use crate::job::{Job, Key, Progress, TagId};
+use crate::job::{Cause, Job, Key, Progress, TagId};
 use crate::ledger::Ledger;
 use crate::oci::{Digest, RepositoryName, Tag};
 
@@ -146,6 +152,7 @@ pub struct Engine {
     contents: KnownContents,
     questions: Questions,
     statements: Statements,
+    sets: SetMembers,
 }
 
 fn asks_for_time(closed_for: Duration) -> Fault {
@@ -187,6 +194,7 @@ impl Engine {
             contents: KnownContents::default(),
             questions: Questions::default(),
             statements: Statements::default(),
+            sets: SetMembers::default(),
         }
     }
 
@@ -203,9 +211,14 @@ impl Engine {
         }
     }
 
-    /// The tags to look at again, since a gate has answered after their jobs; waits for the first.
-    pub async fn answered(&self) -> BTreeSet<Key> {
-        self.questions.answered().await
+    /// The tags to look at again, since a gate has answered after their jobs, or their sets may be
+    /// named, and what causes these looks; waits for the first.
+    pub async fn answered(&self) -> (Cause, BTreeSet<Key>) {
+        tokio::select! {
+            biased;
+            tags = self.questions.answered() => (Cause::Poll, tags),
+            tags = self.sets.woken() => (Cause::Chain, tags),
+        }
     }
 
     /// The same engine, whose `http` gates are asked by `service`.
@@ -316,20 +329,34 @@ impl Engine {
         let started = Instant::now();
         let hold = self.settings.retry.hold;
         let mut waited = Duration::ZERO;
+        let mut set_waited = Duration::ZERO;
         let mut cost = Cost::default();
         let mut found = None;
         let mut may_have_moved = false;
         loop {
             let began = Instant::now();
-            let completion = self
+            let under_way = self.enter_set(job, stop);
+            let mut completion = self
                 .run_once(job, source, destination, progress, stop)
                 .await;
+            drop(under_way);
             cost = cost.plus(&completion.cost);
             // The ledger knows it by now: no later run finds it again.
             found = found.or(completion.found);
             may_have_moved |= completion.may_have_moved;
             if completion.has_progressed {
                 waited = Duration::ZERO;
+            }
+            let is_caller_waiting = job.max_wait > hold && set_waited < job.max_wait;
+            if completion.waits_for_members() && is_caller_waiting {
+                let asked = Instant::now();
+                let left = job.max_wait - set_waited;
+                let reason = self.still_waits(job, stop, left).await;
+                set_waited += asked.elapsed();
+                let Some(reason) = reason else {
+                    continue;
+                };
+                completion = completion.waiting_for(reason);
             }
             // The wait for permits is not the registry's.
             waited += began.elapsed().min(hold);

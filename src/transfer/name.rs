@@ -4,7 +4,7 @@
 //! | step | does | next |
 //! |---|---|---|
 //! | [`Prepare`](Step::Prepare) | makes the intent durable, has the push token at hand | judge |
-//! | [`Judge`](Step::Judge) | asks the rules and the decisions in force, judges the gates | admit |
+//! | [`Judge`](Step::Judge) | asks the rules and the decisions in force, judges the gates, waits for its turn in its set | admit |
 //! | [`Admit`](Step::Admit) | waits for the rate limiters, with nothing but the job's permit | ask |
 //! | [`Ask`](Step::Ask) | takes a naming permit, resolves staging and production at once, one attempt each, where the answer is old | send, or the plan again |
 //! | [`Send`](Step::Send) | the PUT, repeated after a refusal while production's answer is fresh | done, repair, or pause |
@@ -31,6 +31,7 @@ use super::gates::Permission;
 use super::limits::{NamingPermit, RequestClass, RequestPriority};
 use super::resolve::Attempts;
 use super::retry::{RetryState, RulesInForce, stoppable};
+use super::set_naming::SetWait;
 use super::survey::{Image, TagFacts};
 use super::suspended::Rounds;
 use super::verdict::Contents;
@@ -88,6 +89,8 @@ pub(super) enum Named {
     Again(Box<TagFacts>),
     /// Gates keep the tag from moving. Nothing was named.
     Gated,
+    /// It waits for its set. Nothing was named.
+    InSet(SetWait),
 }
 
 /// What a tag names by the answer of one side, and when that came. `None`: the side was not asked.
@@ -278,10 +281,16 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
             }
             NameOrigin::Companion(_) | NameOrigin::List => self.promotion.companions_may_move(),
         };
-        Ok(if may_move {
-            Step::Admit
-        } else {
-            Step::Done(Named::Gated)
+        if !may_move {
+            return Ok(Step::Done(Named::Gated));
+        }
+        let wait = match self.naming.origin {
+            NameOrigin::Job => self.promotion.turn_in_set(self.digest()).await?,
+            NameOrigin::Companion(_) | NameOrigin::List => None,
+        };
+        Ok(match wait {
+            Some(wait) => Step::Done(Named::InSet(wait)),
+            None => Step::Admit,
         })
     }
 

@@ -246,6 +246,9 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         if permission == Permission::Carry {
             return Ok(Round::complete(self.gated(&facts)));
         }
+        if let Some(wait) = self.waits_for_set(&facts, contents.clone()).await? {
+            return Ok(Round::complete(Completion::waits_for_set(&facts, wait)));
+        }
         self.bring_referrers(&image.subjects).await?;
         let naming = TagMove {
             place: &self.job.key.destination,
@@ -265,6 +268,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             Named::Blocked(block) => Round::complete(Completion::blocked(block, &facts)),
             Named::Again(newer) => Round::Again(newer),
             Named::Gated => Round::complete(self.gated(&facts)),
+            Named::InSet(wait) => Round::complete(Completion::waits_for_set(&facts, wait)),
         })
     }
 
@@ -274,10 +278,15 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             Some(digest) => self.block_of(digest).await?,
             None => None,
         };
-        Ok(match block {
-            Some(block) => Completion::blocked(block, facts),
-            None if permission == Permission::Name => Completion::planned(facts),
-            None => self.gated(facts),
+        if let Some(block) = block {
+            return Ok(Completion::blocked(block, facts));
+        }
+        if permission != Permission::Name {
+            return Ok(self.gated(facts));
+        }
+        Ok(match self.waits_for_set(facts, None).await? {
+            Some(wait) => Completion::waits_for_set(facts, wait),
+            None => Completion::planned(facts),
         })
     }
 
@@ -404,6 +413,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             companions: std::mem::take(&mut *companions),
             has_progressed: self.has_progressed.load(Ordering::Relaxed),
             gates: judged.map(|judged| judged.judgements).unwrap_or_default(),
+            set: self.set(),
             ..completion
         }
     }

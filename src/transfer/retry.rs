@@ -14,6 +14,7 @@ use tokio_util::future::FutureExt as _;
 use tokio_util::sync::CancellationToken;
 
 use super::limits::{RegistryLimiter, RequestPriority};
+use super::sets::CurrentSets;
 use super::{Engine, Metrics};
 use crate::backoff::Backoff;
 use crate::endpoint::Origin;
@@ -173,6 +174,8 @@ pub struct Stop {
     pub withdrawn: CancellationToken,
     /// What the config in force says of a job, whatever it said when the job began.
     pub rules: CurrentRules,
+    /// The sets of the config in force.
+    pub sets: CurrentSets,
 }
 
 /// Answers what the config in force says of a job that began under an older one.

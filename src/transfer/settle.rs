@@ -5,13 +5,16 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use futures::FutureExt as _;
 use tokio::sync::mpsc;
 
 use super::{Completion, Engine, Found};
 use crate::clock;
 use crate::endpoint::Origin;
 use crate::fault::Fault;
-use crate::job::{BlobCounts, Failure, Gated, Job, Key, Outcome, Progress, Settled, Trouble};
+use crate::job::{
+    BlobCounts, Failure, Gated, Job, Key, NextJudgement, Outcome, Progress, Settled, Trouble,
+};
 use crate::ledger::RunFacts;
 use crate::oci::{RepositoryName, Tag};
 
@@ -72,6 +75,9 @@ impl Engine {
             self.record_found(settle, job, &settled, found).await;
         }
         let is_news = self.record(settle, job, &settled, &completion).await;
+        // Boxed to keep the caller's future small.
+        let in_set = self.settle_in_set(job, &completion, &settle.facts);
+        in_set.boxed().await;
         // A registry may tell of a push before the tag can be read: only a known tag can be gone.
         if settled.result != Outcome::Gone || is_news {
             self.metrics
@@ -265,9 +271,13 @@ fn report_entry(job: &Job, names: &Names, completion: &Completion) -> Settled {
 /// When to look again at what gates kept from its tag.
 fn gated(job: &Job, completion: &Completion) -> Option<Gated> {
     let not_passed = completion.gates.iter().filter(|judged| !judged.is_pass());
+    // Members that go first wake it. A naming that does not go on is noticed by a look.
+    let wait = completion.set_wait.iter();
+    let turn = wait.filter(|wait| wait.is_complete);
+    let turn = turn.map(|_| NextJudgement::Soon);
     completion.is_gated.then(|| Gated {
         tag: job.key.tag.clone(),
-        next: not_passed.map(|judged| judged.next).collect(),
+        next: not_passed.map(|judged| judged.next).chain(turn).collect(),
     })
 }
 

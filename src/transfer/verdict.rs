@@ -170,6 +170,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             routes: self.job.routes.clone(),
             registry: self.destination.registry().into(),
             place: place.clone(),
+            set: self.stop.sets.of(own).map(|set| set.name),
             beside: (place != own).then(|| own.clone()),
             digest,
             rollback: self.job.rollback,
@@ -247,7 +248,11 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         let Some(staging) = facts.source.filter(|_| is_told) else {
             return Ok(());
         };
-        let outlived = in_force.outlived(&job.key.destination, &staging);
+        let mut outlived = in_force.outlived(&job.key.destination, &staging);
+        let set = self.set();
+        if let Some(set) = &set {
+            outlived.extend(in_force.mended(&set.name, &staging, self.expiry_time()));
+        }
         let outlived = outlived.iter().filter(|one| one.at < job.look_began);
         let ids: Vec<u64> = outlived.map(|one| one.id).collect();
         if ids.is_empty() {
@@ -255,6 +260,10 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         }
         let why = format!("staging names {staging}");
         let facts = RunFacts::default();
-        self.engine.ledger.end_decisions(ids, &why, facts).await
+        self.engine.ledger.end_decisions(ids, &why, facts).await?;
+        if let Some(set) = &set {
+            self.engine.wake_members(set, &job.key);
+        }
+        Ok(())
     }
 }

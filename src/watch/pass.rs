@@ -64,6 +64,9 @@ pub async fn pass<B: Repositories>(
         );
     }
     let left_alone = LeftAlone::new();
+    // Members of a set wait for each other, so they are looked at side by side.
+    places.sort_by_key(|(route, _)| topology.sets.set_of(&route.name));
+    let at_once = topology.settings.looks.max(topology.sets.largest());
     let each = stream::iter(&places).map(|(route, repository)| {
         let request = &request;
         let board = &board;
@@ -88,11 +91,7 @@ pub async fn pass<B: Repositories>(
             look
         }
     });
-    looks.extend(
-        each.buffer_unordered(topology.settings.looks)
-            .collect::<Vec<_>>()
-            .await,
-    );
+    looks.extend(each.buffer_unordered(at_once).collect::<Vec<_>>().await);
     Report::new(&request.run_id, started, clock.elapsed(), looks)
 }
 

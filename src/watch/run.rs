@@ -44,6 +44,7 @@ use crate::route::{Route, Template};
 use crate::status::board::Board;
 use crate::telemetry::Changes;
 use crate::transfer::retry::CurrentRules;
+use crate::transfer::sets::CurrentSets;
 use crate::transfer::{Settle, Stop};
 
 /// Most repositories with stored trouble, so that each change is logged once.
@@ -149,7 +150,7 @@ impl<B: Repositories> Watch<B> {
                 Ok(()) = self.topology.changed() => self.adopt_world(),
                 Some(done) = self.tasks.join_next_with_id(), if !self.tasks.is_empty() => self.done(done),
                 () = tokio::time::sleep_until(wake) => self.poll(),
-                tags = engine.answered() => self.answered(tags),
+                (cause, tags) = engine.answered() => self.answered(cause, tags),
                 () = tokio::task::yield_now(), if self.has_work() => self.work(),
                 Some(event) = events.recv(), if self.pending_events.len() < most_events => self.take(event),
             }
@@ -311,9 +312,12 @@ impl<B: Repositories> Watch<B> {
             .unwrap_or_default();
         let in_force = self.topology.clone();
         let rules = CurrentRules::new(move |key, source| in_force.borrow().rules_of(key, source));
+        let in_force = self.topology.clone();
+        let sets = CurrentSets::new(move || in_force.borrow().sets.clone());
         let stop = Stop {
             withdrawn,
             rules,
+            sets,
             ..self.stop.clone()
         };
         let Waiting {

@@ -66,6 +66,7 @@ mod schema;
 mod scripted;
 mod seams;
 mod sessions;
+mod sets;
 mod sharing;
 mod simulate;
 mod stalls;

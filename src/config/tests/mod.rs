@@ -431,7 +431,7 @@ fn properties<'a>(schema: &'a Value, definition: &str) -> Vec<&'a str> {
 fn the_schema_names_the_very_keys_that_are_read() {
     let schema = schema();
     type Place = (&'static str, fn(&str) -> String);
-    let places: [Place; 11] = [
+    let places: [Place; 12] = [
         ("Document", |key| format!("{key}\n")),
         ("DaemonSection", |key| format!("daemon: {{{key}}}\n")),
         ("RegistrySection", |key| {
@@ -452,6 +452,7 @@ fn the_schema_names_the_very_keys_that_are_read() {
         ("Queue", |key| {
             format!("registries: {{s: {{url: https://s.example}}}}\nqueues: {{q: {{{key}}}}}\n")
         }),
+        ("SetSection", |key| format!("sets: {{s: {{{key}}}}}\n")),
         ("Defaults", |key| format!("defaults: {{{key}}}\n")),
         ("RouteSection", |key| format!("routes: [{{{key}}}]\n")),
         ("Tags", |key| format!("defaults: {{tags: {{{key}}}}}\n")),

@@ -39,7 +39,7 @@ const WHOLE: &[(&str, &str)] = &[
     ),
     (
         "registry: {}\n",
-        "1:1: registries: is missing: name those that the routes read and write\n1:1: routes: is missing: say what goes where\n1:1: registry: unknown key; known here: daemon, registries, receivers, queues, defaults, routes",
+        "1:1: registries: is missing: name those that the routes read and write\n1:1: routes: is missing: say what goes where\n1:1: registry: unknown key; known here: daemon, registries, receivers, queues, sets, defaults, routes",
     ),
     (
         "registries: [a]\nroutes: {a: b}\n",
@@ -642,4 +642,59 @@ fn passwords_and_control_characters_of_values_are_not_repeated() {
         "{text}"
     );
     assert!(!text.contains('\u{1b}') && text.contains("kind"), "{text}");
+}
+
+#[test]
+fn a_set_has_routes_that_can_move_together() {
+    let routes = "registries:\n  s: {url: \"https://s.example\"}\n  p: {url: \"https://p.example\"}\nroutes:\n  \
+                  - {name: api, from: s/api, to: p/api, tags: {include: [latest, \"v*\"]}}\n  \
+                  - {name: web, from: s/web, to: p/web, tags: {include: [\"*\"]}}\n  \
+                  - {name: wild, from: \"s/x/*\", to: \"p/x/{1}\", tags: {include: [\"*\"]}}\n  \
+                  - {name: loose, from: s/loose, to: p/loose, tags: {include: [latest]}}\n";
+    for (sets, expected) in [
+        ("{shop: {routes: [api, web]}}", ""),
+        (
+            "{shop: {}}",
+            "sets.shop.routes: is missing: name the routes that move together",
+        ),
+        (
+            "{shop: {routes: [api]}}",
+            "sets.shop.routes: names fewer than two routes: what is to move together?",
+        ),
+        (
+            "{shop: {routes: [api, wep]}}",
+            "sets.shop.routes[1]: there is no route \"wep\"; did you mean \"web\"?",
+        ),
+        (
+            "{shop: {routes: [api, wild]}}",
+            "sets.shop.routes[1]: route wild has wildcards in `from`: a member of a set is one repository",
+        ),
+        (
+            "{shop: {routes: [api, loose]}}",
+            "sets.shop.routes[1]: route loose takes no fixed tag: a moving tag of a set only moves to what a fixed tag of each member names",
+        ),
+        (
+            "{shop: {routes: [api, web]}, more: {routes: [web, api]}}",
+            "sets.more.routes[0]: route web is in the set shop already: a route belongs to one set",
+        ),
+        (
+            "{shop: {routes: [api, api]}}",
+            "sets.shop.routes[1]: route api is in the set shop already: a route belongs to one set",
+        ),
+        (
+            "{\"a:b\": {routes: [api, web]}}",
+            "sets.a:b: \"a:b\" is not a name for a set (letters, digits and . _ -, at most 64)",
+        ),
+        (
+            "{shop: {routes: [api, web], order: x}}",
+            "sets.shop.order: unknown key; known here: routes",
+        ),
+    ] {
+        let text = format!("{routes}sets: {sets}\n");
+        let config = Config::parse(&text, Path::new("/etc/b.yaml"), &|_| Some("/h".into()));
+        let complaints = config.err().map(|error| error.to_string());
+        let complaints = complaints.unwrap_or_default();
+        let is_told = complaints.is_empty() == expected.is_empty() && complaints.contains(expected);
+        assert!(is_told, "{sets}: {complaints}");
+    }
 }

@@ -14,6 +14,7 @@ use crate::job::{Actor, Outcome};
 use crate::ledger::Agreement;
 use crate::look::topology::Topology;
 use crate::oci::Digest;
+use crate::set::Sets;
 
 impl Decider {
     /// Names staging's digest once, over what production names.
@@ -38,7 +39,7 @@ impl Decider {
         is_as_named("production", request.replaces, Some(production))?;
         let held_by = match staging == production {
             true => Vec::new(),
-            false => self.held_by(&tag, staging).await?,
+            false => self.held_by(&topology.sets, &tag, staging).await?,
         };
         let decision = Decision {
             digest: Some(staging),
@@ -63,12 +64,18 @@ impl Decider {
     }
 
     /// What holds a tag that is accepted. What is denied is not accepted.
-    async fn held_by(&self, tag: &OneTag, staging: Digest) -> Result<Vec<String>, Undecided> {
+    async fn held_by(
+        &self,
+        sets: &Sets,
+        tag: &OneTag,
+        staging: Digest,
+    ) -> Result<Vec<String>, Undecided> {
         let in_force = self.ledger.in_force().await?;
         let candidate = Candidate {
             routes: tag.routes.clone(),
             registry: tag.there.registry().into(),
             place: tag.place.clone(),
+            set: sets.of(&tag.place).map(|set| set.name),
             beside: None,
             digest: staging,
             rollback: None,

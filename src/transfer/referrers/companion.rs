@@ -99,7 +99,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
                 }
                 Ok(Named::Blocked(block)) => self.companion_is_blocked(tag, &facts, block),
                 // The image's own judgement says why.
-                Ok(Named::Gated) => {}
+                Ok(Named::Gated | Named::InSet(_)) => {}
                 Ok(Named::Again(newer)) => {
                     facts = *newer;
                     continue;

@@ -59,8 +59,8 @@ impl<B: Repositories> Watch<B> {
         noted
     }
 
-    /// Queues looks at tags after the answers of their gates.
-    pub(super) fn answered(&mut self, tags: BTreeSet<Key>) {
+    /// Queues looks at tags after the answers of their gates, or after other members of their sets.
+    pub(super) fn answered(&mut self, cause: Cause, tags: BTreeSet<Key>) {
         let now = Instant::now();
         for tag in tags {
             let key = LookKey {
@@ -73,7 +73,7 @@ impl<B: Repositories> Watch<B> {
             }
             let request = LookRequest {
                 run_id: run_id(),
-                ..LookRequest::new(vec![tag.tag], Cause::Poll, Actor::daemon())
+                ..LookRequest::new(vec![tag.tag], cause, Actor::daemon())
             };
             self.queue.add_at(key, request, None, now, now);
         }

@@ -362,6 +362,7 @@ impl Process {
         self.topology.send_replace(Arc::new(topology::Topology {
             backends: before.backends.clone(),
             routes,
+            sets: Arc::default(),
             engine: before.engine.clone(),
             metrics: before.metrics.clone(),
             facts: before.facts.clone(),
@@ -675,6 +676,7 @@ fn world(
     topology::Topology {
         backends: backends.collect(),
         routes,
+        sets: Arc::default(),
         engine,
         metrics: seen,
         facts: Arc::new(RunFacts::default()),

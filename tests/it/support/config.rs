@@ -80,6 +80,12 @@ impl Config {
         self
     }
 
+    /// Routes that move together.
+    pub fn set(mut self, name: &str, routes: &[&str]) -> Config {
+        self.body["sets"][name] = json!({"routes": routes});
+        self
+    }
+
     /// Sets a key of `daemon`.
     pub fn daemon(mut self, key: &str, value: Value) -> Config {
         self.body["daemon"][key] = value;

@@ -1,0 +1,138 @@
+//! Ways back: moving tags of a torn set go back to what they named before, where they are still
+//! ours.
+//!
+//! The hold of the set says which. A look at a destination finds them, also after a restart.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use futures::FutureExt as _;
+use tokio::time::Instant;
+
+use super::RepositoryLook;
+use super::topology::Side;
+use crate::clock;
+use crate::decision::{Numbered, SetMove};
+use crate::endpoint::{Repositories, Source};
+use crate::fault::Fault;
+use crate::job::{
+    Actor, Cause, Companions, Job, Key, ObservedVia, Rank, SHORT_WAIT, TagId, TagRules, TagState,
+};
+use crate::oci::Digest;
+use crate::transfer::Stop;
+use crate::transfer::retry::CurrentRules;
+use crate::transfer::settle::Names;
+
+/// A tag that goes back.
+struct WayBack {
+    place: TagId,
+    /// The number of the hold.
+    hold: u64,
+    from: Digest,
+    to: Digest,
+}
+
+impl<B: Repositories> RepositoryLook<'_, B> {
+    /// Moves the tags of torn sets back.
+    pub(super) async fn go_back(&self, side: &Side<B::Repository>) -> Result<(), Fault> {
+        if self.request.options.dry_run {
+            return Ok(());
+        }
+        for way in self.ways_back(side).await? {
+            // Boxed to keep the look's future small.
+            self.go_one_back(side, &way).boxed().await;
+        }
+        Ok(())
+    }
+
+    async fn ways_back(&self, side: &Side<B::Repository>) -> Result<Vec<WayBack>, Fault> {
+        let ledger = &self.topology.engine.ledger;
+        let in_force = ledger.in_force().await?;
+        let mut ways = Vec::new();
+        for hold in in_force.torn(clock::now()) {
+            for moved in moves_of(hold) {
+                let place = moved.place();
+                let is_here = place.origin == *side.repository.origin()
+                    && place.repository == *side.repository.repository();
+                let is_still_ours = is_here && ledger.named_at(&place).await? == Some(moved.digest);
+                let to = moved.previous.filter(|_| is_still_ours);
+                ways.extend(to.map(|to| WayBack {
+                    place,
+                    hold: hold.id,
+                    from: moved.digest,
+                    to,
+                }));
+            }
+        }
+        Ok(ways)
+    }
+
+    async fn go_one_back(&self, side: &Side<B::Repository>, way: &WayBack) {
+        let engine = &self.topology.engine;
+        let there = &side.repository;
+        let job = self.way_back(side, way);
+        let progress = &self.settle.progress;
+        // It does not come from staging, so no route has rules for it.
+        let stop = Stop {
+            rules: CurrentRules::default(),
+            ..self.stop.clone()
+        };
+        let mut completion = engine.run(&job, there, there, progress, &stop).await;
+        completion.reasons.push(format!(
+            "the set is torn (decision {}): back to what the tag named before",
+            way.hold
+        ));
+        let address = there.address();
+        let names = Names {
+            source: format!("{address}@{}", way.to),
+            destination: format!("{address}:{}", way.place.tag),
+            registry: side.registry.to_string(),
+        };
+        engine.settle(self.settle, &job, &names, completion).await;
+    }
+
+    fn way_back(&self, side: &Side<B::Repository>, way: &WayBack) -> Job {
+        let tag = side.naming.original(&way.place.tag);
+        let key = Key {
+            route: self.route.name.clone(),
+            source: self.repository.clone(),
+            tag: tag.unwrap_or_else(|| way.place.tag.clone()),
+            destination: way.place.clone(),
+        };
+        Job {
+            key,
+            routes: Arc::from([self.route.name.clone()]),
+            rules: TagRules::default(),
+            gates: Arc::default(),
+            source: TagState::At(way.to),
+            destination: TagState::Unknown,
+            destination_via: ObservedVia::Tag,
+            source_at: None,
+            destination_at: Instant::now(),
+            look_began: clock::now(),
+            fresh: false,
+            cause: Cause::Decision,
+            actor: Actor::daemon(),
+            explicit: true,
+            rollback: Some(way.hold),
+            ends_when_moved: false,
+            pinned: Some(way.to),
+            expect: None,
+            replace: Some(way.from),
+            dry_run: false,
+            refused: Arc::default(),
+            pushed: None,
+            pushers: BTreeSet::new(),
+            companions: Companions::Listed(Arc::default()),
+            rank: Rank::Named,
+            max_wait: SHORT_WAIT,
+        }
+    }
+}
+
+/// The moves that a hold takes back.
+fn moves_of(hold: &Numbered) -> impl Iterator<Item = &SetMove> {
+    let torn = hold.decision.torn.iter();
+    torn.filter(|torn| torn.goes_back)
+        .flat_map(|torn| &torn.moved)
+}

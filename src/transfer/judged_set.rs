@@ -1,0 +1,63 @@
+//! The state of a set: its members by ledger and memory, and what that comes to.
+
+use std::collections::BTreeSet;
+
+use super::Engine;
+use super::sets::GroupId;
+use crate::fault::Fault;
+use crate::oci::{Digest, Tag};
+use crate::set::{Fact, MemberTag, Naming, SetTag, State, Verdict, judge};
+
+/// The state of a set by ledger and memory.
+pub(super) struct JudgedSet {
+    pub(super) verdict: Verdict,
+    pub(super) facts: Vec<Fact>,
+    /// What the members are known to name.
+    pub(super) named: Vec<Option<Digest>>,
+    pub(super) begun: Option<Naming>,
+}
+
+impl Engine {
+    /// Judges a tag of a set.
+    pub(super) async fn judge_set(&self, id: &GroupId, set: &SetTag) -> Result<JudgedSet, Fault> {
+        let mut named = Vec::new();
+        for member in &set.members {
+            named.push(self.ledger.named_at(&member.key.destination).await?);
+        }
+        let mut facts = Vec::new();
+        let states = self.sets.states(id, set, &named);
+        for (member, state) in set.members.iter().zip(states) {
+            let versions = match set.is_moving {
+                true => self.versions(member, &state).await?,
+                false => BTreeSet::new(),
+            };
+            facts.push(Fact { state, versions });
+        }
+        // Of what was announced and did not begin nothing is left.
+        let begun = self.ledger.set_naming(&set.name).await?;
+        let begun = begun.filter(|begun| !begun.made(set, &named).is_empty());
+        Ok(JudgedSet {
+            verdict: judge(set, &facts, begun.as_ref()),
+            facts,
+            named,
+            begun,
+        })
+    }
+
+    /// The fixed tags of production that name what a member names or is to name.
+    async fn versions(&self, member: &MemberTag, state: &State) -> Result<BTreeSet<Tag>, Fault> {
+        let digest = match state {
+            State::Ready { digest, .. } | State::Named(digest) => *digest,
+            State::Missing | State::KeptBack(_) => return Ok(BTreeSet::new()),
+        };
+        let place = &member.key.destination;
+        let tags = self
+            .ledger
+            .tags_at(&place.origin, &place.repository, digest);
+        let tags = tags.await?;
+        Ok(tags
+            .iter()
+            .filter_map(|tag| member.member.version(tag))
+            .collect())
+    }
+}
