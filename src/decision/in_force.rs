@@ -83,6 +83,17 @@ impl Numbered {
             && self.decision.keeps_out.contains(digest)
     }
 
+    /// Whether it is a rollback or an approval of a tag that is over once staging names this digest.
+    /// A rollback outlives that staging goes back as well.
+    pub fn is_outlived_by(&self, staging: &Digest) -> bool {
+        let is_about = self.decision.digest == Some(*staging);
+        match self.kind {
+            Kind::Rollback => !is_about && !self.decision.keeps_out.contains(staging),
+            Kind::Approve => !is_about,
+            Kind::Hold | Kind::Deny | Kind::Accept | Kind::Release => false,
+        }
+    }
+
     /// Whether it may keep a tag from being named of which only the place is known.
     pub fn may_stop(&self, place: &TagId) -> bool {
         match (self.kind, &self.target) {
@@ -318,17 +329,10 @@ impl InForce {
         })
     }
 
-    /// The rollbacks and approvals of a tag that are over, because staging names something else.
-    pub fn outlived(&self, place: &TagId, staging: &Digest) -> Vec<&Numbered> {
-        let is_over = |one: &&Numbered| {
-            let has_moved_on = match one.kind {
-                Kind::Rollback => !one.decision.keeps_out.contains(staging),
-                Kind::Approve => one.decision.digest != Some(*staging),
-                Kind::Hold | Kind::Deny | Kind::Accept | Kind::Release => false,
-            };
-            has_moved_on && one.target.is_tag(place)
-        };
-        self.decisions.iter().filter(is_over).collect()
+    /// The decisions about exactly this tag.
+    pub fn of_tag(&self, place: &TagId) -> impl Iterator<Item = &Numbered> {
+        let is_meant = move |one: &&Numbered| one.target.is_tag(place);
+        self.decisions.iter().filter(is_meant)
     }
 
     /// The holds of torn sets.
@@ -542,8 +546,12 @@ mod tests {
         let kept =
             |place: &TagId, text: &str| rolled_back.kept_out(place, &digest(text), at(1)).is_some();
         assert!(kept(&place, "image") && !kept(&place, "newer") && !kept(&other, "image"));
-        let outlived = |text: &str| rolled_back.outlived(&place, &digest(text)).len();
-        assert_eq!((outlived("image"), outlived("newer")), (0, 1));
+        rolled_back.decisions[0].decision.digest = Some(digest("before"));
+        let outlived = |text: &str| rolled_back.decisions[0].is_outlived_by(&digest(text));
+        assert_eq!(
+            ["image", "before", "newer"].map(outlived),
+            [false, false, true]
+        );
         let layer = digest("layer").to_string();
         let denied = in_force(&[
             (Kind::Deny, &layer, None),

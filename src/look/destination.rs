@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex};
 use futures::FutureExt as _;
 use futures::stream::{self, StreamExt as _};
 use jiff::Timestamp;
+use tokio::time::Instant;
 
 pub(super) use self::companions::SeenCompanions;
 use self::comparison::Compared;
@@ -219,6 +220,8 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
             Ok(compared) => compared,
             Err(fault) => return self.failed(tag, fault, &tally).await,
         };
+        self.end_outlived(tag, compared.source, compared.source_at)
+            .await;
         if let Some(digest) = compared.equal().filter(|digest| self.is_expected(digest))
             && !self.has_news(tag, &digest, &compared).await
         {
@@ -324,10 +327,13 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
         tally: &Arc<Tally>,
     ) -> bool {
         let source = match compared.source {
-            TagState::Unknown => self
-                .source_digest(tag, tally)
-                .await
-                .unwrap_or(TagState::Unknown),
+            TagState::Unknown => {
+                let asked = Instant::now();
+                let source = self.source_digest(tag, tally).await;
+                let source = source.unwrap_or(TagState::Unknown);
+                self.end_outlived(tag, source, Some(asked)).await;
+                source
+            }
             known => known,
         };
         let destination_moved = match compared.destination {

@@ -24,6 +24,7 @@ pub mod health;
 mod judged_set;
 pub mod limits;
 pub mod metrics;
+pub mod moves;
 mod name;
 mod newest;
 mod pace;
@@ -70,6 +71,7 @@ pub use self::health::Health;
 pub use self::limits::Limits;
 use self::limits::RequestPriority;
 pub use self::metrics::Metrics;
+use self::moves::Moves;
 use self::newest::NewestAnswers;
 use self::promotion::{Counts, Promotion};
 use self::questions::Questions;
@@ -142,6 +144,7 @@ pub struct Engine {
     claims: Claims,
     absent: Absent,
     newest: NewestAnswers,
+    moves: Moves,
     fan_out: FanOut,
     troubled: Arc<Mutex<HashSet<Key>>>,
     kept_companions: KeptCompanions,
@@ -184,6 +187,7 @@ impl Engine {
             claims: Claims::default(),
             absent: Absent::default(),
             newest: NewestAnswers::default(),
+            moves: Moves::default(),
             fan_out,
             troubled: Arc::default(),
             kept_companions: KeptCompanions::default(),

@@ -208,15 +208,14 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         })
     }
 
-    /// Why a rollback keeps staging's digest out of the job's tag, if one does. Rollbacks and
-    /// approvals are over once staging names something else.
+    /// Why a rollback keeps staging's digest out of the job's tag, if one does.
     pub(super) async fn kept_out(&self, facts: &TagFacts) -> Result<Option<Block>, Fault> {
         let Some(staging) = facts.source.filter(|_| self.job.rollback.is_none()) else {
             return Ok(None);
         };
         let place = &self.job.key.destination;
         let in_force = self.engine.ledger.in_force().await?;
-        self.end_outlived(facts, &in_force).await?;
+        self.end_mended(facts, &in_force).await?;
         let now = self.expiry_time();
         let block = in_force.kept_out(place, &staging, now);
         Ok(block.map(|mut block| {
@@ -239,31 +238,26 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         }
     }
 
-    /// Ends the rollbacks and approvals of the tag that staging has moved on from. A list that lags
-    /// and what was seen before the decision tell nothing of that, nor does what another source
-    /// names.
-    async fn end_outlived(&self, facts: &TagFacts, in_force: &InForce) -> Result<(), Fault> {
+    /// Ends the holds of the tag's torn set, once staging names something else for a member. A list
+    /// that lags and what was seen before the hold tell nothing of that, nor does what another
+    /// source names.
+    async fn end_mended(&self, facts: &TagFacts, in_force: &InForce) -> Result<(), Fault> {
         let job = self.job;
         let is_told = facts.source_at.is_some() && !job.explicit && !job.dry_run;
-        let Some(staging) = facts.source.filter(|_| is_told) else {
+        let staging = facts.source.filter(|_| is_told);
+        let Some((staging, set)) = staging.zip(self.set()) else {
             return Ok(());
         };
-        let mut outlived = in_force.outlived(&job.key.destination, &staging);
-        let set = self.set();
-        if let Some(set) = &set {
-            outlived.extend(in_force.mended(&set.name, &staging, self.expiry_time()));
-        }
-        let outlived = outlived.iter().filter(|one| one.at < job.look_began);
-        let ids: Vec<u64> = outlived.map(|one| one.id).collect();
+        let mended = in_force.mended(&set.name, &staging, self.expiry_time());
+        let mended = mended.iter().filter(|one| one.at < job.look_began);
+        let ids: Vec<u64> = mended.map(|one| one.id).collect();
         if ids.is_empty() {
             return Ok(());
         }
         let why = format!("staging names {staging}");
         let facts = RunFacts::default();
         self.engine.ledger.end_decisions(ids, &why, facts).await?;
-        if let Some(set) = &set {
-            self.engine.wake_members(set, &job.key);
-        }
+        self.engine.wake_members(&set, &job.key);
         Ok(())
     }
 }

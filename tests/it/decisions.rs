@@ -3,6 +3,7 @@
 mod accept;
 mod approve;
 mod clock;
+mod moves;
 mod rights;
 mod rollback;
 mod why;

@@ -2,14 +2,18 @@
 
 use std::sync::Arc;
 
+use tokio::time::Instant;
+
 use super::{Compared, DestinationLook};
 use crate::endpoint::{Destination as _, Repositories, Source, Tally};
 use crate::fault::{Class, Fault};
+use crate::job::TagState;
 use crate::ledger::{Agreement, EqualityUpdate};
 use crate::oci::{Digest, Tag};
 use crate::transfer::Found;
 use crate::transfer::accepts::Seen;
 use crate::transfer::limits::RequestClass;
+use crate::transfer::moves::Sighting;
 
 impl<B: Repositories> DestinationLook<'_, B> {
     /// Records in the ledger that both sides name `digest`. Returns an earlier write that is found
@@ -73,6 +77,25 @@ impl<B: Repositories> DestinationLook<'_, B> {
         let engine = &self.look.topology.engine;
         let place = self.place(tag);
         let ended = engine.end_accepts(&place, seen, self.began).await;
+        self.noted(ended);
+    }
+
+    /// Ends the rollbacks and approvals of a tag that staging has moved on from, whatever becomes of
+    /// the tag. A list that lags tells nothing of that.
+    pub(super) async fn end_outlived(&self, tag: &Tag, staging: TagState, asked: Option<Instant>) {
+        let (Some(digest), Some(asked)) = (staging.digest(), asked) else {
+            return;
+        };
+        if self.look.request.options.dry_run {
+            return;
+        }
+        let seen = Sighting {
+            digest,
+            asked,
+            look_began: self.began,
+        };
+        let engine = &self.look.topology.engine;
+        let ended = engine.end_outlived(&self.place(tag), seen).await;
         self.noted(ended);
     }
 

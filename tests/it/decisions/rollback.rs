@@ -49,12 +49,12 @@ async fn yesterdays_image_is_back_and_stays() {
     scene.ferry.sync(&["--tag", "latest"]).await.expect(4);
     assert_eq!(scene.there("latest").as_deref(), Some(first.digest()));
 
-    // The next push ends it.
+    // It does not keep out the next push. One look is not enough to end it.
     let third = Image::oci(3, &[300]);
     scene.staging.push("app", "latest", &third);
     scene.ferry.sync(&["--tag", "latest"]).await.expect(0);
     assert_eq!(scene.there("latest").as_deref(), Some(third.digest()));
-    assert_eq!(scene.in_force().await.len(), 0);
+    assert_eq!(scene.in_force().await.len(), 1);
     scene.run(&["history", "--verify"]).await.expect(0);
 }
 
@@ -266,10 +266,10 @@ async fn without_a_daemon_a_rollback_acts_by_itself() {
     scene.named("latest", &second).await;
 }
 
-const BACK: [&str; 4] = ["rollback", "app:latest", "--reason", "INC-4"];
+pub const BACK: [&str; 4] = ["rollback", "app:latest", "--reason", "INC-4"];
 
 /// `latest` went from image to image.
-async fn moved_through(images: &[&Image]) -> (Scene, Daemon) {
+pub async fn moved_through(images: &[&Image]) -> (Scene, Daemon) {
     let scene = Scene::new();
     scene.staging.push("app", "latest", images[0]);
     let daemon = scene.ferry.start_ready().await;
