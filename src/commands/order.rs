@@ -7,7 +7,7 @@
 //! listings show to be equal costs no request of its own. One tag: it and what belongs to its image
 //! are read by name, and nothing is listed.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -434,7 +434,6 @@ impl PairPromotion<'_> {
             dry_run: self.order.dry_run,
             refused: refused.clone(),
             pushed: source.and_then(|tag| tag.pushed),
-            pushers: BTreeSet::new(),
             companions: listed.companions.clone(),
             rank: Rank::Named,
             max_wait: LONG_WAIT,

@@ -6,7 +6,6 @@
 
 mod goal;
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -335,7 +334,6 @@ impl<'a> Act<'a> {
             dry_run: false,
             refused: Arc::default(),
             pushed: None,
-            pushers: BTreeSet::new(),
             companions,
             rank: Rank::Named,
             max_wait: LONG_WAIT,

@@ -8,7 +8,7 @@ mod progress;
 mod report;
 mod verdict;
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -328,8 +328,6 @@ pub struct Job {
     pub ends_when_moved: bool,
     /// When the tag was pushed to staging, where that is known.
     pub pushed: Option<Timestamp>,
-    /// The names of its pushers, as events told.
-    pub pushers: BTreeSet<Remark>,
     /// What may travel with the image.
     pub companions: Companions,
     /// How urgent it is.

@@ -220,7 +220,7 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
             Ok(compared) => compared,
             Err(fault) => return self.failed(tag, fault, &tally).await,
         };
-        self.end_outlived(tag, compared.source, compared.source_at)
+        self.seen_in_staging(tag, compared.read_source(), compared.source_at)
             .await;
         if let Some(digest) = compared.equal().filter(|digest| self.is_expected(digest))
             && !self.has_news(tag, &digest, &compared).await
@@ -331,7 +331,7 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
                 let asked = Instant::now();
                 let source = self.source_digest(tag, tally).await;
                 let source = source.unwrap_or(TagState::Unknown);
-                self.end_outlived(tag, source, Some(asked)).await;
+                self.seen_in_staging(tag, source, Some(asked)).await;
                 source
             }
             known => known,
@@ -447,7 +447,6 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
             refused: self.refused.clone(),
             ends_when_moved: false,
             pushed: self.pushed(tag),
-            pushers: look.request.pushers.get(tag).cloned().unwrap_or_default(),
             companions: Companions::Listed(self.listing.companions.clone()),
             rank: look.request.rank(),
             max_wait: look.request.max_wait(),

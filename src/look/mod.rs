@@ -96,6 +96,10 @@ impl<B: Repositories> RepositoryLook<'_, B> {
     pub async fn look(&self) -> Look {
         let began = clock::now();
         let source = self.topology.source(self.route, self.repository);
+        for (tag, names) in &self.request.pushers {
+            let engine = &self.topology.engine;
+            engine.told_pushers(&self.route.gates, &source, tag, names);
+        }
         let sides = match self.topology.destinations(self.route, self.repository) {
             Ok(sides) => sides,
             Err(fault) => return self.fruitless(fault),

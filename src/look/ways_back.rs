@@ -3,7 +3,6 @@
 //!
 //! The hold of the set says which. A look at a destination finds them, also after a restart.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use futures::FutureExt as _;
@@ -122,7 +121,6 @@ impl<B: Repositories> RepositoryLook<'_, B> {
             dry_run: false,
             refused: Arc::default(),
             pushed: None,
-            pushers: BTreeSet::new(),
             companions: Companions::Listed(Arc::default()),
             rank: Rank::Named,
             max_wait: SHORT_WAIT,

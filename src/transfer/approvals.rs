@@ -96,21 +96,4 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             .first_seen(self.source.origin(), repository, &digest, is_recorded)
             .await
     }
-
-    /// The names of the pushers of the digest, which are recorded first.
-    async fn pushers(&self, gates: &Gates, digest: Digest) -> Result<Vec<String>, Fault> {
-        if gates.all().all(|gates| gates.approval.is_none()) {
-            return Ok(Vec::new());
-        }
-        let ledger = &self.engine.ledger;
-        let (origin, repository) = (self.source.origin(), self.source.repository());
-        let told = &self.job.pushers;
-        if !told.is_empty() && !self.job.dry_run {
-            let told = told.iter().map(ToString::to_string).collect();
-            ledger
-                .note_pushers(origin, repository, &digest, told)
-                .await?;
-        }
-        ledger.pushers(origin, repository, &digest).await
-    }
 }

@@ -31,6 +31,7 @@ mod pace;
 pub mod pages;
 pub mod plan;
 mod promotion;
+mod pushers;
 mod questions;
 mod referrers;
 mod refusals;
@@ -74,6 +75,7 @@ pub use self::metrics::Metrics;
 use self::moves::Moves;
 use self::newest::NewestAnswers;
 use self::promotion::{Counts, Promotion};
+use self::pushers::ToldPushers;
 use self::questions::Questions;
 use self::refusals::Refusals;
 pub use self::retry::Stop;
@@ -145,6 +147,7 @@ pub struct Engine {
     absent: Absent,
     newest: NewestAnswers,
     moves: Moves,
+    pushers: ToldPushers,
     fan_out: FanOut,
     troubled: Arc<Mutex<HashSet<Key>>>,
     kept_companions: KeptCompanions,
@@ -188,6 +191,7 @@ impl Engine {
             absent: Absent::default(),
             newest: NewestAnswers::default(),
             moves: Moves::default(),
+            pushers: ToldPushers::default(),
             fan_out,
             troubled: Arc::default(),
             kept_companions: KeptCompanions::default(),

@@ -210,6 +210,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     async fn round(&self, mut facts: TagFacts) -> Result<Round, Fault> {
         self.end_own_accepts(&facts).await?;
         self.end_own_outlived(&facts).await?;
+        self.note_own_pushers(&facts).await?;
         let decision = self.decide(&facts).await?;
         if decision != Decision::UpToDate
             && let Some(block) = self.kept_out(&facts).await?

@@ -4,6 +4,7 @@ mod accept;
 mod approve;
 mod clock;
 mod moves;
+mod pushers;
 mod rights;
 mod rollback;
 mod why;

@@ -1,7 +1,6 @@
 //! What the engine promises, over registries in memory and a clock that stands still: order, bytes,
 //! requests, and what is left when something goes wrong.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -144,7 +143,6 @@ impl World {
             dry_run: false,
             refused: Arc::default(),
             pushed: None,
-            pushers: BTreeSet::new(),
             companions: Companions::Listed(Arc::default()),
             rank: Rank::New,
             max_wait: blobferry::job::LONG_WAIT,

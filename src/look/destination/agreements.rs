@@ -80,23 +80,30 @@ impl<B: Repositories> DestinationLook<'_, B> {
         self.noted(ended);
     }
 
-    /// Ends the rollbacks and approvals of a tag that staging has moved on from, whatever becomes of
-    /// the tag. A list that lags tells nothing of that.
-    pub(super) async fn end_outlived(&self, tag: &Tag, staging: TagState, asked: Option<Instant>) {
-        let (Some(digest), Some(asked)) = (staging.digest(), asked) else {
+    /// What follows from what staging names, whatever becomes of the tag: the pushers of that digest
+    /// are noted, and the rollbacks and approvals end that staging has moved on from. A list that
+    /// lags tells nothing of that.
+    pub(super) async fn seen_in_staging(
+        &self,
+        tag: &Tag,
+        staging: TagState,
+        asked: Option<Instant>,
+    ) {
+        let look = self.look;
+        let Some(digest) = staging.digest().filter(|_| !look.request.options.dry_run) else {
             return;
         };
-        if self.look.request.options.dry_run {
-            return;
+        let engine = &look.topology.engine;
+        let gates = &look.route.gates;
+        self.noted(engine.note_pushers(gates, self.source, tag, digest).await);
+        if let Some(asked) = asked {
+            let seen = Sighting {
+                digest,
+                asked,
+                look_began: self.began,
+            };
+            self.noted(engine.end_outlived(&self.place(tag), seen).await);
         }
-        let seen = Sighting {
-            digest,
-            asked,
-            look_began: self.began,
-        };
-        let engine = &self.look.topology.engine;
-        let ended = engine.end_outlived(&self.place(tag), seen).await;
-        self.noted(ended);
     }
 
     /// Whether the source proves by the bytes that its moving tag names `digest`. A registry's

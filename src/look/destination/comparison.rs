@@ -63,6 +63,15 @@ impl Compared {
             .filter(|_| self.source == self.destination)
     }
 
+    /// What staging was found to name: a hint is no answer.
+    pub(super) fn read_source(&self) -> TagState {
+        if self.source_by_hint {
+            TagState::Unknown
+        } else {
+            self.source
+        }
+    }
+
     /// What a job may act on: answers, never hints.
     pub(super) fn without_hint(self) -> Compared {
         let unless = |by_hint: bool, state| if by_hint { TagState::Unknown } else { state };

@@ -1,7 +1,6 @@
 //! Looks that follow a look in trouble.
 
-use std::collections::BTreeSet;
-use std::collections::HashSet;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use tokio::time::Instant;
 
@@ -93,6 +92,8 @@ pub(super) fn again(request: &LookRequest) -> LookRequest {
         options: PassOptions::default(),
         run_id: run_id(),
         may_precede: false,
+        // The engine knows them.
+        pushers: BTreeMap::new(),
         ..request.clone()
     }
 }

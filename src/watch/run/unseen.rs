@@ -3,6 +3,7 @@
 //! tag named before. Such a look is repeated a few times, soon.
 //! <https://github.com/distribution/distribution/blob/v3.1.1/registry/handlers/manifests.go>
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::job::{Look, Outcome, TroubleClass, tag_of};
@@ -36,6 +37,8 @@ pub(super) fn unseen(request: &LookRequest, look: &Look) -> Option<(LookRequest,
     let next = LookRequest {
         tags,
         attempt: request.attempt + 1,
+        // The engine knows them.
+        pushers: BTreeMap::new(),
         ..request.clone()
     };
     Some((next, delay))

@@ -613,7 +613,6 @@ fn by_hand(
         dry_run: false,
         refused: Arc::default(),
         pushed: None,
-        pushers: Default::default(),
         companions: Companions::Unlisted,
         rank: Rank::Named,
         max_wait: LONG_WAIT,
