@@ -68,10 +68,14 @@ impl GateOverride {
 }
 
 impl InForce {
-    /// The approvals of a change.
-    pub fn approvals(&self, change: &Change<'_>, now: Timestamp) -> Approvals {
+    /// The approvals of a change. `used`: those that other tags have used up longer ago.
+    pub fn approvals(&self, change: &Change<'_>, used: &[Numbered], now: Timestamp) -> Approvals {
         let mut approvals = Approvals::default();
-        for numbered in self.now(now).filter(|one| one.approves(change)) {
+        let is_of_another =
+            |one: &&Numbered| !one.decision.has_expired(now) && !one.target.is_tag(change.place);
+        let used = used.iter().chain(&self.used).filter(is_of_another);
+        let all = used.chain(self.now(now));
+        for numbered in all.filter(|one| one.approves(change)) {
             approvals.people.push(Approval {
                 by: numbered.decision.actor.name.clone(),
                 decision: numbered.id,
@@ -138,6 +142,7 @@ mod tests {
         let in_force = InForce {
             version: 1,
             decisions: vec![Numbered::new(1, now, Kind::Approve, approve)],
+            used: Vec::new(),
         };
         let count = |repository: &str, tag: &str, moving, name: &str, production: &str| {
             let change = Change {
@@ -146,7 +151,7 @@ mod tests {
                 digest: digest(name),
                 production: Some(digest(production)),
             };
-            in_force.approvals(&change, now).people.len()
+            in_force.approvals(&change, &[], now).people.len()
         };
         assert_eq!(count("app", "v1", false, "new", "old"), 1);
         assert_eq!(count("app", "v1", false, "new", "other"), 0);
@@ -154,5 +159,19 @@ mod tests {
         assert_eq!(count("app", "latest", true, "new", "other"), 1);
         assert_eq!(count("app", "v2", false, "new", "old"), 0);
         assert_eq!(count("web", "latest", true, "new", "old"), 0);
+        // Used up, it is for moving tags alone.
+        let ended = InForce::default();
+        let used = |tag: &str, moving| {
+            let change = Change {
+                place: &place("app", tag),
+                moving,
+                digest: digest("new"),
+                production: Some(digest("old")),
+            };
+            let approvals = ended.approvals(&change, &in_force.decisions, now);
+            approvals.people.len()
+        };
+        let cases = [("v1", false), ("v1", true), ("v2", false), ("latest", true)];
+        assert_eq!(cases.map(|(tag, moving)| used(tag, moving)), [0, 0, 0, 1]);
     }
 }

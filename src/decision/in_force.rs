@@ -83,6 +83,17 @@ impl Numbered {
             && self.decision.keeps_out.contains(digest)
     }
 
+    /// Whether it is over once its tag names a digest by our hand.
+    pub fn is_used_by(&self, named: &Digest) -> bool {
+        match self.kind {
+            Kind::Accept => true,
+            Kind::Approve => {
+                self.decision.despite.is_empty() && self.decision.digest == Some(*named)
+            }
+            Kind::Hold | Kind::Deny | Kind::Rollback | Kind::Release => false,
+        }
+    }
+
     /// Whether it is a rollback or an approval of a tag that is over once staging names this digest.
     /// A rollback outlives that staging goes back as well.
     pub fn is_outlived_by(&self, staging: &Digest) -> bool {
@@ -204,6 +215,8 @@ pub struct InForce {
     pub version: i64,
     /// In the order of their numbers.
     pub decisions: Vec<Numbered>,
+    /// Approvals that were used up last: moving tags of their digests go by them as well.
+    pub used: Vec<Numbered>,
 }
 
 /// Tells whether other decisions are in force than at another time.
@@ -460,6 +473,7 @@ mod tests {
         InForce {
             version: 1,
             decisions: decisions.iter().enumerate().map(numbered).collect(),
+            used: Vec::new(),
         }
     }
 

@@ -24,10 +24,13 @@ use crate::decision::{
 use crate::endpoint::Origin;
 use crate::fault::Fault;
 use crate::job::{Actor, Remarks, TagId};
-use crate::oci::Digest;
+use crate::oci::{Digest, RepositoryName};
 
 /// Most names that are remembered as sent without an answer.
 const MOST_LOST: usize = 1000;
+/// Approvals that were used up, and that are read with the decisions in force: so a moving tag that
+/// is on its way misses none.
+const MOST_USED: i64 = 100;
 /// How long a decision waits for names that were sent before it.
 const SENDS_SETTLE: Duration = Duration::from_secs(10);
 
@@ -431,6 +434,7 @@ fn in_force(db: &Connection) -> rusqlite::Result<InForce> {
     Ok(InForce {
         version: version(db)?,
         decisions: decisions.collect::<rusqlite::Result<_>>()?,
+        used: newest_used_approvals(db)?,
     })
 }
 
@@ -487,15 +491,55 @@ fn is_repeated(db: &Connection, refused: &RefusedDecision) -> rusqlite::Result<b
     Ok(last.is_some_and(|last| json(refused).is_ok_and(|now| now == last)))
 }
 
-/// Ends what was accepted of a tag: it has been named.
-pub(super) fn accepted(db: &Connection, place: &TagId, row: i64) -> rusqlite::Result<bool> {
+/// Ends what was accepted of a tag, and the approvals of the digest: it has been named. Gates are
+/// passed until their own end.
+pub(super) fn used(
+    db: &Connection,
+    place: &TagId,
+    digest: &Digest,
+    row: i64,
+) -> rusqlite::Result<bool> {
     let in_force = in_force(db)?;
-    let over: Vec<u64> = in_force.accepts_of(place).map(|one| one.id).collect();
+    let over: Vec<u64> = in_force
+        .of_tag(place)
+        .filter(|one| one.is_used_by(digest))
+        .map(|one| one.id)
+        .collect();
     if over.is_empty() {
         return Ok(false);
     }
     end(db, &over, row)?;
     Ok(true)
+}
+
+/// The approvals that ended when their tags were named, of tags that still name the digest.
+const USED_APPROVALS: &str = "SELECT rows.id, rows.at, rows.kind, rows.content FROM decisions
+    JOIN rows ON rows.id = decisions.row JOIN rows AS ended ON ended.id = decisions.ended_by
+    WHERE rows.kind = 'approve' AND ended.kind = 'outcome' AND EXISTS (
+        SELECT 1 FROM written WHERE written.repository = decisions.repository
+            AND written.tag = decisions.tag AND written.digest = json_extract(rows.content, '$.digest'))";
+
+/// The newest of them.
+fn newest_used_approvals(db: &Connection) -> rusqlite::Result<Vec<Numbered>> {
+    let newest = format!("{USED_APPROVALS} ORDER BY decisions.ended_by DESC LIMIT ?1");
+    let mut rows = db.prepare_cached(&newest)?;
+    let newest = rows.query_map([MOST_USED], numbered)?;
+    newest.collect()
+}
+
+/// Those of a digest in a repository.
+fn used_approvals(
+    db: &Connection,
+    repository: &RepositoryName,
+    digest: &Digest,
+) -> rusqlite::Result<Vec<Numbered>> {
+    let of_digest = format!(
+        "{USED_APPROVALS} AND decisions.repository = ?1
+            AND json_extract(rows.content, '$.digest') = ?2 ORDER BY rows.id"
+    );
+    let mut rows = db.prepare_cached(&of_digest)?;
+    let used = rows.query_map([repository.as_str(), &digest.to_string()], numbered)?;
+    used.collect()
 }
 
 /// Ends decisions by a row. The decisions in force are others from then on.
@@ -525,6 +569,24 @@ impl Ledger {
         let read = self.store.read(in_force).await.map_err(unreadable)?;
         self.decisions.adopt(read);
         Ok(())
+    }
+
+    /// The approvals of a digest in a repository that ended when their tags were named, of tags
+    /// that still name it: moving tags of the digest go by them as well.
+    ///
+    /// # Errors
+    /// Where the ledger cannot be read.
+    pub async fn used_approvals(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+    ) -> Result<Vec<Numbered>, Fault> {
+        let repository = repository.clone();
+        let digest = *digest;
+        let read = self
+            .store
+            .read(move |db| used_approvals(db, &repository, &digest));
+        read.await.map_err(unreadable)
     }
 
     /// The production tags that are known to name one of the denied digests.

@@ -25,7 +25,7 @@ use jiff::Timestamp;
 use rusqlite::Connection;
 
 use crate::clock;
-use crate::decision::{Candidate, InForce, Numbered, Verdict};
+use crate::decision::{Candidate, InForce, Verdict};
 use crate::endpoint::Origin;
 use crate::fault::Fault;
 use crate::job::{Key, Outcome, Settled, TagId};
@@ -313,11 +313,11 @@ impl Ledger {
     }
 
     /// The same, under the decisions that are in force in another ledger.
-    pub fn in_memory_under(decisions: Vec<Numbered>) -> Ledger {
+    pub fn in_memory_under(in_force: &InForce) -> Ledger {
         let ledger = Ledger::in_memory();
         ledger.decisions.adopt(InForce {
             version: 0,
-            decisions,
+            ..in_force.clone()
         });
         ledger
     }
@@ -477,10 +477,12 @@ impl Ledger {
                 true => Some(rows::add(db, &key, &settled, &facts)?),
                 false => None,
             };
-            let is_over = match (row, written) {
-                (Some(row), Some(_)) => {
+            let is_promoted = settled.result == Outcome::Promoted;
+            let named = written.or(settled.digest.filter(|_| is_promoted));
+            let is_over = match (row, named) {
+                (Some(row), Some(digest)) => {
                     let row = i64::try_from(row).unwrap_or(i64::MAX);
-                    decisions::accepted(db, &key.destination, row)?
+                    decisions::used(db, &key.destination, &digest, row)?
                 }
                 _ => false,
             };

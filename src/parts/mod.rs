@@ -115,15 +115,15 @@ impl Parts {
 
     /// The same, under the decisions that are in force in a state folder.
     pub(crate) async fn under_decisions_of(state: &Path) -> Result<Parts, Error> {
-        let decisions = match Ledger::open_to_read(state)? {
+        let in_force = match Ledger::open_to_read(state)? {
             Some(ledger) => {
                 let in_force = ledger.in_force().await.map_err(Error::Unreadable)?;
                 ledger.close().await;
-                in_force.decisions.clone()
+                in_force
             }
-            None => Vec::new(),
+            None => Arc::default(),
         };
-        Parts::over(Index::in_memory(), Ledger::in_memory_under(decisions))
+        Parts::over(Index::in_memory(), Ledger::in_memory_under(&in_force))
     }
 
     fn over(index: Index, ledger: Ledger) -> Result<Parts, Error> {

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use super::Promotion;
 use super::survey::TagFacts;
 use crate::clock;
-use crate::decision::{Approvals, Change};
+use crate::decision::{Approvals, Change, Numbered};
 use crate::endpoint::{Destination, Source};
 use crate::fault::Fault;
 use crate::gate::{self, TimeFacts};
@@ -22,6 +22,8 @@ pub(super) struct AtHand {
     first_seen: Option<Timestamp>,
     /// The names that events gave for its pushes.
     pushers: Vec<String>,
+    /// Of a moving tag: the approvals that fixed tags of the digest have used up.
+    used: Vec<Numbered>,
 }
 
 impl<S: Source, D: Destination> Promotion<'_, S, D> {
@@ -38,6 +40,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             production: facts.destination,
             first_seen: self.first_seen(gates, digest).await?,
             pushers: self.pushers(gates, digest).await?,
+            used: self.used_approvals(gates, digest).await?,
         })
     }
 
@@ -50,7 +53,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             production: at_hand.production,
         };
         let in_force = self.engine.ledger.known_decisions();
-        in_force.approvals(&change, clock::now())
+        in_force.approvals(&change, &at_hand.used, clock::now())
     }
 
     /// The verdicts of the gates at hand.
@@ -95,5 +98,16 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             .ledger
             .first_seen(self.source.origin(), repository, &digest, is_recorded)
             .await
+    }
+
+    /// The approvals by which a moving tag follows a tag that was named by them.
+    async fn used_approvals(&self, gates: &Gates, digest: Digest) -> Result<Vec<Numbered>, Fault> {
+        let is_asked = gates.all().any(|gates| gates.approval.is_some());
+        if !is_asked || !self.planned_rules().moving {
+            return Ok(Vec::new());
+        }
+        let repository = &self.job.key.destination.repository;
+        let ledger = &self.engine.ledger;
+        ledger.used_approvals(repository, &digest).await
     }
 }

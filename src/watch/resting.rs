@@ -547,7 +547,7 @@ mod tests {
         assert!(alone(&resting, Cause::Poll, later).is_empty());
         let other = crate::decision::InForce {
             version: 1,
-            decisions: Vec::new(),
+            ..crate::decision::InForce::default()
         };
         let other = other.revision(clock::now());
         assert!(resting.left_alone(Cause::Poll, other, now).is_empty());

@@ -64,9 +64,10 @@ async fn a_person_agrees() {
     scene.named("v1", &image).await;
     scene.ferry.sync(&["--tag", "latest"]).await.expect(0);
     assert_eq!(scene.there("latest").as_deref(), Some(image.digest()));
+    // It is used up.
     let labels = [("kind", "approve")];
     let in_force = daemon.metric("blobferry_decisions_in_force", &labels).await;
-    assert_eq!(in_force, Some(1.0));
+    assert_eq!(in_force, Some(0.0));
     let history = scene.run(&["history", "--json"]).await.stdout;
     assert!(history.contains("approved_by"), "{history}");
 
@@ -75,6 +76,31 @@ async fn a_person_agrees() {
     let run = scene.ferry.sync(&["--tag", "latest"]).await.expect(4);
     assert_eq!(run.job("latest")["result"], "waiting");
     assert_eq!(scene.there("latest").as_deref(), Some(image.digest()));
+}
+
+/// Each stayed in force until it was released, and named its tag again after that was deleted in
+/// production.
+#[tokio::test]
+async fn an_approval_that_was_used_is_over() {
+    let (scene, daemon) = scene(json!({"approval": {"people": 1}})).await;
+    let image = Image::oci(1, &[100]);
+    scene.staging.push("app", "v1", &image);
+    let body = approve("v1", &image);
+    assert_eq!(decide(&daemon, Some("bob"), body.clone()).await.0, 201);
+    scene.named("v1", &image).await;
+    scene.ferry.sync(&["--tag", "v1"]).await.expect(0);
+    assert_eq!(scene.in_force().await, Vec::<Value>::new());
+    scene.production.untag("app", "v1");
+    let run = scene.ferry.sync(&["--tag", "v1"]).await.expect(4);
+    assert!(reasons(&run.job("v1")).contains("approved by 0 of 1"));
+    assert_eq!(scene.there("v1"), None);
+    // A moving tag follows the tag that was named by it, also much later.
+    scene.staging.push("app", "latest", &image);
+    assert_eq!(decide(&daemon, Some("bob"), body).await.0, 201);
+    scene.named("v1", &image).await;
+    scene.ferry.sync(&["--tag", "latest"]).await.expect(0);
+    assert_eq!(scene.there("latest").as_deref(), Some(image.digest()));
+    scene.run(&["history", "--verify"]).await.expect(0);
 }
 
 #[tokio::test]
