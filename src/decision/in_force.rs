@@ -285,16 +285,18 @@ impl InForce {
         })
     }
 
-    /// Whether the tag may be named now: denials, then holds.
+    /// Whether the tag may be named now: denials, then holds. An accept acts until its end by our
+    /// clock, whatever that is worth.
     pub fn judge(&self, candidate: &Candidate, now: Timestamp) -> Verdict {
+        let acts = |id: u64| self.now(now).any(|one| one.id == id);
+        if candidate.accepted.is_some_and(|id| !acts(id)) {
+            return Verdict::Unknown;
+        }
         let now = expiry_time(candidate.is_clock_off, now);
         if candidate.contents.is_none() && self.is_about_digests(now) {
             return Verdict::Unknown;
         }
         let is_in_force = |id: u64| self.now(now).any(|one| one.id == id);
-        if candidate.accepted.is_some_and(|id| !is_in_force(id)) {
-            return Verdict::Unknown;
-        }
         let stopping = |kind: Kind| {
             self.now(now)
                 .filter(move |numbered| numbered.kind == kind && numbered.stops(candidate))

@@ -5,6 +5,7 @@ use jiff::Timestamp;
 use super::plan::Facts;
 use super::survey::TagFacts;
 use super::{Engine, Promotion};
+use crate::clock;
 use crate::decision::{Decision, Numbered};
 use crate::endpoint::{Destination, Source};
 use crate::fault::Fault;
@@ -63,14 +64,29 @@ impl Engine {
 
 impl<S: Source, D: Destination> Promotion<'_, S, D> {
     /// The decision in force that accepts that the tag goes from production's digest to staging's.
+    /// While our clock is off the destination's, one that is past its end waits: it neither ends nor
+    /// acts.
     pub(super) async fn accept(&self, facts: &Facts) -> Result<Option<u64>, Fault> {
+        let acting = self.accept_at(facts, clock::now()).await?;
+        if acting.is_some() || !self.is_clock_off() {
+            return Ok(acting);
+        }
+        if let Some(id) = self.accept_at(facts, self.expiry_time()).await? {
+            self.note_reason(format!(
+                "the accept (decision {id}) is past its end by our clock, which is more than 60 s off the destination's: it waits"
+            ));
+        }
+        Ok(None)
+    }
+
+    /// The accept that is in force at a time.
+    async fn accept_at(&self, facts: &Facts, now: Timestamp) -> Result<Option<u64>, Fault> {
         let (Some(staging), Some(production)) = (facts.source, facts.destination) else {
             return Ok(None);
         };
         let key = &self.job.key;
         let ledger = &self.engine.ledger;
         let in_force = ledger.in_force().await?;
-        let now = self.expiry_time();
         let accept = in_force.accept(&key.destination, &staging, &production, now);
         if let Some(accept) = accept {
             return Ok(Some(accept.id));

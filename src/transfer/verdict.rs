@@ -181,7 +181,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     }
 
     /// Whether our clock is off the destination's: then nothing expires.
-    fn is_clock_off(&self) -> bool {
+    pub(super) fn is_clock_off(&self) -> bool {
         is_clock_off(self.destination.clock_skew())
     }
 

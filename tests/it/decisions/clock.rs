@@ -56,3 +56,38 @@ async fn nothing_ends_by_a_clock_that_is_off_the_destinations_date() {
     scene.named("v1", &held).await;
     scene.named("v2", &denied).await;
 }
+
+/// It was written hours after its end, because nothing ends while the clocks differ.
+#[tokio::test]
+async fn an_accept_past_its_end_does_not_act_while_the_clock_is_off() {
+    let scene = Scene::new();
+    scene
+        .production
+        .on(|_| Answer::Header("date", an_hour_behind()));
+    let (old, new) = (Image::oci(1, &[1000]), Image::oci(2, &[1000]));
+    scene.production.push("app", "v1", &old);
+    scene.staging.push("app", "v1", &new);
+    let daemon = scene.ferry.start_ready().await;
+    scene.run(&["hold", "app:v1"]).await.expect(0);
+    let accept = ["accept", "app:v1", "--until", "2s", "--reason", "CHG-17"];
+    scene.run(&accept).await.expect(0);
+    let in_force = scene.in_force().await;
+    let of_kind = |kind: &str| in_force.iter().find(|one| one["kind"] == kind);
+    let number = |kind| of_kind(kind).expect("it is in force")["id"].to_string();
+    let accept = number("accept");
+    daemon
+        .says(&format!("the decision has ended decision={accept} "))
+        .await;
+    scene.run(&["release", &number("hold")]).await.expect(0);
+    let waits = &format!("the accept (decision {accept}) is past its end by our clock");
+    let run = scene.ferry.sync(&["--tag", "v1"]).await;
+    let job = run.job("v1");
+    assert_eq!(job["result"], "existing", "{job:#}");
+    assert!(reasons(&job).contains(waits.as_str()), "{job:#}");
+    // Where the clocks agree, its end has come.
+    scene.production.calm();
+    let run = scene.ferry.sync(&["--tag", "v1"]).await;
+    let job = run.job("v1");
+    assert!(!reasons(&job).contains(waits.as_str()), "{job:#}");
+    assert_eq!(scene.there("v1").as_deref(), Some(old.digest()));
+}
