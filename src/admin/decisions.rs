@@ -14,7 +14,6 @@ use super::App;
 use super::access::{AuthContext, Peer};
 use super::answer::Refusal;
 use super::request_body;
-use crate::clock;
 use crate::decision::{Kind, Numbered, Principal};
 use crate::job::{GateKind, Remark};
 use crate::ledger;
@@ -146,8 +145,8 @@ pub(super) async fn list(State(app): State<Arc<App>>, uri: Uri) -> Result<Respon
     let Query(asked) = Query::<Asked>::try_from_uri(&uri)
         .map_err(|error| Refusal::bad_request(error.body_text()))?;
     if asked.in_force {
-        let in_force = app.services.ledger.in_force().await?;
-        let decisions: Vec<&Numbered> = in_force.now(clock::now()).collect();
+        app.services.ledger.in_force().await?;
+        let decisions = app.services.ledger.holding();
         return Ok(Json(json!({"decisions": decisions})).into_response());
     }
     let query = ledger::Query {

@@ -12,7 +12,6 @@ use serde::{Deserialize, Serialize};
 
 use super::App;
 use super::answer::Refusal;
-use crate::clock;
 use crate::ledger;
 use crate::oci::Digest;
 use crate::status::board::Status;
@@ -59,8 +58,7 @@ pub(super) async fn status(State(app): State<Arc<App>>, headers: HeaderMap) -> R
 
 fn snapshot(app: &App) -> Status {
     let mut status = app.services.watch.board().snapshot();
-    let in_force = app.services.ledger.known_decisions();
-    status.decisions = in_force.now(clock::now()).cloned().collect();
+    status.decisions = app.services.ledger.holding();
     status.rows_added = app.services.ledger.rows_added();
     status
 }

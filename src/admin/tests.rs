@@ -533,7 +533,7 @@ async fn refusals_say_the_way_out() {
         response.headers()[header::WWW_AUTHENTICATE],
         "Bearer realm=\"blobferry\""
     );
-    let (_, body) = read(answer(&router, request("GET", "/", SOCKET)).await).await;
+    let (_, body) = read(answer(&router, request("GET", "/nowhere", SOCKET)).await).await;
     assert!(
         body["error"]["text"]
             .as_str()

@@ -13,7 +13,7 @@ use futures::FutureExt as _;
 use tokio::sync::watch as channel;
 
 use self::checks::{end, fits, may, nothing_in_force, permitted};
-pub(super) use self::follow::{wake_at_ends, watch_denied};
+pub(super) use self::follow::{clock_doubt, wake_at_ends, watch_denied};
 use crate::admin::{DecisionAnswer, DecisionHandler, DecisionRequest, Refusal};
 use crate::commands::resolve::{Resolved, Unresolved, resolve};
 use crate::commands::{Act, Undecided};

@@ -242,6 +242,8 @@ impl Running {
         helpers.spawn(feed_watchdog(parts.engine().limits.clone()));
         let mut watch = JoinSet::new();
         watch.spawn(Watch::new(receiver, board.clone(), stop.clone()).run(received));
+        let doubt = decisions::clock_doubt(sender.subscribe());
+        parts.ledger.doubt_clock_by(doubt);
         helpers.spawn(decisions::wake_at_ends(
             parts.ledger.clone(),
             sender.subscribe(),
@@ -370,9 +372,8 @@ impl Running {
     /// have another name now.
     async fn idle_decisions(&self) -> Vec<String> {
         let topology = self.topology.borrow().clone();
-        let in_force = self.parts.ledger.in_force().await;
-        let in_force = in_force.unwrap_or_default();
-        let idle = idle_decisions(in_force.now(clock::now()), &topology);
+        let holding = self.parts.ledger.holding();
+        let idle = idle_decisions(holding.iter(), &topology);
         for decision in &idle {
             tracing::warn!(decision, "a decision in force covers nothing");
         }

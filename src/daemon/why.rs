@@ -10,7 +10,6 @@ use tokio::sync::watch as channel;
 
 use crate::admin::{KnownTag, Refusal, TagQuery, TagView, TagsHandler};
 use crate::backend::Repository;
-use crate::clock;
 use crate::commands::{leads_to, named_by};
 use crate::decision::{Numbered, Target};
 use crate::endpoint::{Repositories as _, Source as _};
@@ -258,7 +257,7 @@ impl Question {
         place: &TagId,
         view: &TagView,
     ) -> Result<Vec<Numbered>, Fault> {
-        let in_force = self.ledger.in_force().await?;
+        self.ledger.in_force().await?;
         let routes = [route.name.clone()];
         let set = self.topology.sets.of(place);
         let covers = |target: &Target| match target {
@@ -268,8 +267,8 @@ impl Question {
                 .is_some_and(|set| target.covers_in_set(&set.name)),
             _ => target.covers(&routes, registry, place),
         };
-        let covering = in_force.now(clock::now()).filter(|one| covers(&one.target));
-        Ok(covering.cloned().collect())
+        let holding = self.ledger.holding().into_iter();
+        Ok(holding.filter(|one| covers(&one.target)).collect())
     }
 
     fn next_look(&self, route: &Route) -> Option<Timestamp> {

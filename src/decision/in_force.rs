@@ -83,6 +83,13 @@ impl Numbered {
             && self.decision.keeps_out.contains(digest)
     }
 
+    /// Whether it is in force. While our clock is off that of a registry that it is about, approvals
+    /// alone end.
+    pub fn holds(&self, is_clock_off: bool, now: Timestamp) -> bool {
+        let is_clock_off = is_clock_off && self.kind != Kind::Approve;
+        !self.decision.has_expired(expiry_time(is_clock_off, now))
+    }
+
     /// Whether it is over once its tag names a digest by our hand.
     pub fn is_used_by(&self, named: &Digest) -> bool {
         match self.kind {

@@ -5,7 +5,8 @@
 //! name that it stops is on its way any more, as far as registries answer within [`SENDS_SETTLE`].
 
 use std::collections::{BTreeMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -45,10 +46,14 @@ pub struct Recorded {
     pub carried: Vec<Digest>,
 }
 
+/// Tells whether our clock is off that of a registry that a decision is about.
+pub type ClockDoubt = Box<dyn Fn(&Numbered) -> bool + Send + Sync>;
+
 /// The decisions in force, and the names on their way.
-#[derive(Debug)]
 pub(super) struct Memory {
     state: Mutex<State>,
+    /// Without it our clock is right.
+    clock_doubt: OnceLock<ClockDoubt>,
     send_ended: Notify,
     version: watch::Sender<i64>,
 }
@@ -98,13 +103,30 @@ impl Default for Memory {
     fn default() -> Memory {
         Memory {
             state: Mutex::default(),
+            clock_doubt: OnceLock::new(),
             send_ended: Notify::new(),
             version: watch::Sender::new(-1),
         }
     }
 }
 
+impl fmt::Debug for Memory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = &self.state;
+        f.debug_struct("Memory")
+            .field("state", state)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Memory {
+    /// Whether a decision is in force, by what its gates, lists and its release go by.
+    fn holds(&self, decision: &Numbered, now: Timestamp) -> bool {
+        let doubt = self.clock_doubt.get();
+        let is_clock_off = doubt.is_some_and(|doubt| doubt(decision));
+        decision.holds(is_clock_off, now)
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -211,6 +233,20 @@ impl Ledger {
         self.decisions.lock().in_force.clone().unwrap_or_default()
     }
 
+    /// The decisions that hold now, as far as they have been read: those past their end as well,
+    /// while our clock is off that of a registry that they are about.
+    pub fn holding(&self) -> Vec<Numbered> {
+        let known = self.known_decisions();
+        let now = clock::now();
+        let holds = |one: &&Numbered| self.decisions.holds(one, now);
+        known.decisions.iter().filter(holds).cloned().collect()
+    }
+
+    /// What tells that our clock is off. The first counts.
+    pub fn doubt_clock_by(&self, doubt: ClockDoubt) {
+        let _another_is_set = self.decisions.clock_doubt.set(doubt);
+    }
+
     /// Changes with each decision.
     pub fn decisions_version(&self) -> watch::Receiver<i64> {
         self.decisions.version.subscribe()
@@ -277,11 +313,14 @@ impl Ledger {
         decision: Decision,
         facts: RunFacts,
     ) -> Result<Option<Numbered>, Fault> {
+        let memory = self.decisions.clone();
         let change = move |db: &Connection| {
             let in_force = in_force(db)?;
             let now = clock::now();
             let ends: Vec<u64> = in_force
-                .now(now)
+                .decisions
+                .iter()
+                .filter(|decision| memory.holds(decision, now))
                 .map(|decision| decision.id)
                 .filter(|id| ids.contains(id))
                 .collect();

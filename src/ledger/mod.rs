@@ -49,7 +49,7 @@ mod tag_records;
 pub use audit::{AuditFile, AuditTask, KnownEnd};
 pub use chain::Verified;
 pub use current::{CurrentTag, TagsQuery};
-pub use decisions::{Carrying, DeniedTag, Recorded, Sending};
+pub use decisions::{Carrying, ClockDoubt, DeniedTag, Recorded, Sending};
 pub use retention::Step;
 pub use rows::{Content, Query, Reload, Row};
 

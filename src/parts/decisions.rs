@@ -2,8 +2,7 @@
 
 use prometheus::{IntCounter, IntGauge, IntGaugeVec};
 
-use crate::clock;
-use crate::decision::{InForce, Kind};
+use crate::decision::{Kind, Numbered};
 use crate::metrics::{options, registered};
 
 /// The instruments of decisions.
@@ -32,14 +31,13 @@ impl DecisionMetrics {
             denied: registered(registry, IntGauge::with_opts(denied)?)?,
             overrides: registered(registry, IntCounter::with_opts(overrides)?)?,
         };
-        metrics.show(&InForce::default());
+        metrics.show(&[]);
         Ok(metrics)
     }
 
-    pub(super) fn show(&self, in_force: &InForce) {
-        let now = clock::now();
+    pub(super) fn show(&self, holding: &[Numbered]) {
         for kind in Kind::ALL.into_iter().filter(|kind| *kind != Kind::Release) {
-            let count = in_force.now(now).filter(|one| one.kind == kind).count();
+            let count = holding.iter().filter(|one| one.kind == kind).count();
             self.in_force
                 .with_label_values(&[kind.name()])
                 .set(count as i64);

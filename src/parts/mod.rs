@@ -368,9 +368,8 @@ impl Parts {
     pub(crate) fn refresh(&self) {
         self.transfer.refresh();
         self.watch.refresh();
-        let in_force = self.ledger.known_decisions();
-        self.decided.show(&in_force);
-        self.transfer.sets.show(&in_force);
+        self.decided.show(&self.ledger.holding());
+        self.transfer.sets.show(&self.ledger.known_decisions());
     }
 
     /// Counts an approval that passes gates.

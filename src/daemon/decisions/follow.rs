@@ -14,12 +14,13 @@ use super::{Decider, MOST_NAMED};
 use crate::backoff::Backoff;
 use crate::clock;
 use crate::commands::resolve::resolve;
-use crate::decision::Numbered;
-use crate::endpoint::is_clock_off;
+use crate::decision::{Numbered, Target};
+use crate::endpoint::{Repositories as _, is_clock_off};
 use crate::fault::Fault;
 use crate::job::Actor;
-use crate::ledger::Ledger;
+use crate::ledger::{ClockDoubt, Ledger};
 use crate::look::topology::Topology;
+use crate::route::Template;
 use crate::transfer::Stop;
 use crate::watch::Handle;
 
@@ -63,6 +64,26 @@ pub(in crate::daemon) async fn wake_at_ends(
             }
         }
     }
+}
+
+/// Tells whether our clock is off that of a destination that a decision is about.
+pub(in crate::daemon) fn clock_doubt(topology: channel::Receiver<Arc<Topology>>) -> ClockDoubt {
+    Box::new(move |decision| {
+        let topology = topology.borrow();
+        let target = &decision.target;
+        let routes = topology.routes.0.iter().filter(|route| match target {
+            Target::Route(name) => *name == route.name,
+            _ => true,
+        });
+        let mut registries = routes.flat_map(|route| &route.to).map(Template::registry);
+        registries.any(|registry| {
+            let backend = topology.backend(registry);
+            let is_meant = target
+                .origin()
+                .is_none_or(|origin| backend.origin() == origin);
+            is_meant && is_clock_off(backend.clock_skew())
+        })
+    })
 }
 
 /// Ends that came while our clock was off a registry's: whatever names tags there goes by the

@@ -146,7 +146,7 @@ async fn whatever_is_changed_in_a_row_shows() {
         five(folder.path()).await;
         Connection::open(folder.path().join("ledger.db"))
             .unwrap()
-            .execute(change, [])
+            .execute_batch(&format!("PRAGMA foreign_keys = OFF; {change}"))
             .unwrap();
         let ledger = Ledger::open_to_read(folder.path()).unwrap().unwrap();
         let verified = ledger.verify().await.unwrap();

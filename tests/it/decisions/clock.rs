@@ -91,3 +91,34 @@ async fn an_accept_past_its_end_does_not_act_while_the_clock_is_off() {
     assert!(!reasons(&job).contains(waits.as_str()), "{job:#}");
     assert_eq!(scene.there("v1").as_deref(), Some(old.digest()));
 }
+
+/// It held, but no list had it, and no release ended it.
+#[tokio::test]
+async fn what_holds_past_its_end_is_listed_and_can_be_released() {
+    let scene = Scene::new();
+    scene
+        .production
+        .on(|_| Answer::Header("date", an_hour_behind()));
+    let daemon = scene.ferry.start_ready().await;
+    let image = Image::oci(1, &[1000]);
+    scene
+        .run(&["hold", "app:v1", "--until", "2s"])
+        .await
+        .expect(0);
+    scene.staging.push("app", "v1", &image);
+    daemon.says("the decision has ended decision=1").await;
+    scene.ferry.sync(&["--tag", "v1"]).await.expect(4);
+    let in_force = scene.in_force().await;
+    assert_eq!(in_force.len(), 1, "{in_force:?}");
+    let listed = daemon.get("/v1/decisions?in_force=true").await;
+    let listed = listed.text().await.expect("a list");
+    assert!(listed.contains("app:v1"), "{listed}");
+    let why = scene.run(&["why", "production/app:v1"]).await.stdout;
+    assert!(why.contains("decision 1"), "{why}");
+    let holds = [("kind", "hold")];
+    let metric = daemon.metric("blobferry_decisions_in_force", &holds).await;
+    assert_eq!(metric, Some(1.0));
+    scene.run(&["release", "app:v1"]).await.expect(0);
+    scene.named("v1", &image).await;
+    assert_eq!(scene.in_force().await.len(), 0);
+}
