@@ -128,6 +128,8 @@ pub enum Guarded {
     /// The service has answered about a tag.
     Judged {
         process: u32,
+        /// The digest of the question: each has its own verdict.
+        question: Digest,
         place: Place,
         digest: Digest,
         /// It was asked directly before the tag.
@@ -180,6 +182,7 @@ impl Judge {
     }
 
     async fn judge(&self, process: u32, question: Vec<u8>) -> Reply {
+        let asked_about = Digest::sha256(&question);
         let question: Value = serde_json::from_slice(&question).expect("a question is JSON");
         let text = |key: &str| question[key].as_str().expect("a text").to_owned();
         let place = process::place(&text("destination"));
@@ -198,6 +201,7 @@ impl Judge {
         let verdict = self.verdict(&mut draw);
         self.trace.note(Event::Guard(Guarded::Judged {
             process,
+            question: asked_about,
             place,
             digest,
             at_name,

@@ -101,6 +101,8 @@ struct Oracle {
     /// When a process was told of a push: then what was refused is tried again.
     notices: Vec<Duration>,
     kills: usize,
+    /// How often the clock was set back.
+    set_back: usize,
     /// A registry is sick, or fails at random.
     has_trouble: bool,
     findings: Vec<Finding>,
@@ -306,6 +308,7 @@ impl Oracle {
                 self.guards.ended(*process);
             }
             Event::Guard(guarded) => self.guards.take(guarded),
+            Event::SetBack => self.set_back += 1,
             Event::Notified => self.notices.push(self.at),
             Event::Collected {
                 registry,
@@ -1088,17 +1091,19 @@ impl Oracle {
     }
 
     /// A blob is sent once to a repository, and once more when the registry has forgotten it, or a
-    /// kill the hint that it is there. Beside a sick registry nothing waits for a slow upload.
+    /// kill the hint that it is there, or when that hint is from a time that has yet to come.
+    /// Beside a sick registry nothing waits for a slow upload.
     fn finish_uploads(&mut self) {
         if self.has_trouble {
             return;
         }
+        let hints_lost = self.kills + self.set_back;
         let accepted = self.uploads.iter().map(|((repository, digest), uploads)| {
             let collected = self.collected.get(repository).copied();
             (repository, digest, uploads.accepted, collected.unwrap_or(0))
         });
         let often: Vec<String> = accepted
-            .filter(|(_, _, accepted, collected)| *accepted > 1 + collected + self.kills)
+            .filter(|(_, _, accepted, collected)| *accepted > 1 + collected + hints_lost)
             .map(|(repository, digest, accepted, _)| {
                 let short = digest.short();
                 format!("{short} was accepted {accepted} times by {repository:?}")

@@ -206,6 +206,8 @@ pub enum Event {
     },
     /// A process is told of a push.
     Notified,
+    /// The clock is set back: hints are from a time that has yet to come.
+    SetBack,
     /// What happens to gates, decisions and orders.
     Guard(Guarded),
     /// A registry forgets what no tag of a repository needs.

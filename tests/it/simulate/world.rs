@@ -333,6 +333,9 @@ impl World {
                     trace.note(Event::Person {
                         text: format!("sets the clock by {by:#}"),
                     });
+                    if by.is_negative() {
+                        trace.note(Event::SetBack);
+                    }
                     clock::step(by);
                 }
                 Happening::Kill => {

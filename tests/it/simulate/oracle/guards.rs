@@ -17,9 +17,8 @@ const VERDICT_LASTS: Duration = Duration::from_secs(60);
 #[derive(Default)]
 pub(super) struct Guards {
     decisions: BTreeMap<u64, Decided>,
-    /// The newest verdict that a process was told directly before a tag: whether it passes, and
-    /// when it was asked for.
-    verdicts: BTreeMap<(u32, Place, Digest), (bool, Duration)>,
+    /// The newest verdict on each question that a process has asked directly before a tag.
+    verdicts: BTreeMap<(u32, Place, Digest), Verdicts>,
     /// When a process was first told that staging names a digest, since the ledger began.
     first_told: BTreeMap<(Repository, Digest), Duration>,
     orders: BTreeMap<u64, Ordered>,
@@ -27,6 +26,9 @@ pub(super) struct Guards {
     /// is tried again.
     pub(super) asks: usize,
 }
+
+/// By question: whether it passes, and when it was asked.
+type Verdicts = BTreeMap<Digest, (bool, Duration)>;
 
 struct Decided {
     covers: Covers,
@@ -93,14 +95,16 @@ impl Guards {
             Guarded::AllReleased => self.decisions.clear(),
             Guarded::Judged {
                 process,
+                question,
                 place,
                 digest,
                 at_name: true,
                 passes,
                 asked,
             } => {
-                let question = (*process, place.clone(), *digest);
-                self.verdicts.insert(question, (*passes, *asked));
+                let about = (*process, place.clone(), *digest);
+                let verdicts = self.verdicts.entry(about).or_default();
+                verdicts.insert(*question, (*passes, *asked));
             }
             Guarded::Judged { .. } => {}
             Guarded::Ordered {
@@ -211,11 +215,11 @@ impl Oracle {
             self.find("what is too young is not named", Some(place), text);
         }
         if gates.asks {
-            let verdict = self.guards.verdicts.get(&(process, place.clone(), digest));
-            let passes =
-                verdict.is_some_and(|(passes, asked)| *passes && self.at - *asked <= VERDICT_LASTS);
-            if !passes {
-                let text = format!("its newest verdict is {verdict:?}");
+            let verdicts = self.guards.verdicts.get(&(process, place.clone(), digest));
+            let mut newest = verdicts.into_iter().flat_map(BTreeMap::values);
+            let holds = |asked: Duration| self.at - asked <= VERDICT_LASTS;
+            if !newest.any(|(passes, asked)| *passes && holds(*asked)) {
+                let text = format!("the verdicts on it are {verdicts:?}");
                 self.find(
                     "what the gate does not pass is not named",
                     Some(place),
