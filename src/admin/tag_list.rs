@@ -1,5 +1,7 @@
 //! `GET /v1/tags` without a tag: the tags of the routes as they were last seen, a page at a time.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -73,7 +75,10 @@ fn results(words: &str) -> Result<Vec<Outcome>, Refusal> {
             Refusal::bad_request(text)
         })
     };
-    words.map(outcome).collect()
+    let results: BTreeMap<&str, Outcome> = words
+        .map(|word| Ok((word, outcome(word)?)))
+        .collect::<Result<_, Refusal>>()?;
+    Ok(results.into_values().collect())
 }
 
 /// A tag of the list.

@@ -181,6 +181,9 @@ impl Tokens {
             match accepted.and_then(|accepted| accepted.principal()) {
                 Ok(principal) => return SecretCheck::Valid(token.principal(principal.into())),
                 Err(oidc::Refused::NotAToken | oidc::Refused::Issuer) => {}
+                // Where one issuer is named twice, keys that cannot be read come before a claim that
+                // is not there: the caller may try again.
+                Err(_) if found == SecretCheck::Refused(oidc::Refused::Unreachable) => {}
                 Err(refused) => found = SecretCheck::Refused(refused),
             }
         }

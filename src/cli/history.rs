@@ -106,7 +106,7 @@ impl History {
     }
 
     /// Newest first.
-    async fn rows(&self, place: &Place, state: &StatePath) -> Result<Vec<Row>, Failure> {
+    async fn rows(&self, place: &HistoryFilter, state: &StatePath) -> Result<Vec<Row>, Failure> {
         match Socket::in_state(&state.folder)
             .read(&self.path(place))
             .await?
@@ -116,7 +116,7 @@ impl History {
         }
     }
 
-    async fn read(&self, place: &Place, state: &StatePath) -> Result<Vec<Row>, Failure> {
+    async fn read(&self, place: &HistoryFilter, state: &StatePath) -> Result<Vec<Row>, Failure> {
         let Some(ledger) = open(state)? else {
             return Ok(Vec::new());
         };
@@ -136,7 +136,7 @@ impl History {
         }
     }
 
-    fn query(&self, place: &Place) -> Query {
+    fn query(&self, place: &HistoryFilter) -> Query {
         Query {
             after: 0,
             limit: self.limit(),
@@ -148,7 +148,7 @@ impl History {
         }
     }
 
-    fn path(&self, place: &Place) -> String {
+    fn path(&self, place: &HistoryFilter) -> String {
         let mut query = url::form_urlencoded::Serializer::new(String::new());
         query
             .append_pair("newest", "true")
@@ -169,28 +169,28 @@ impl History {
 
     /// What the repository may name, in the order in which it is looked for: all of it, or what
     /// follows the name of a registry.
-    fn places(&self, registries: &[String]) -> Vec<Place> {
+    fn places(&self, registries: &[String]) -> Vec<HistoryFilter> {
         let Some(text) = &self.repository else {
-            return vec![Place::default()];
+            return vec![HistoryFilter::default()];
         };
         let (first, rest) = text.split_once('/').unwrap_or_default();
         let is_registry = registries.iter().any(|name| name == first);
         let texts = [Some(&**text), is_registry.then_some(rest)];
-        texts.into_iter().flatten().map(Place::of).collect()
+        texts.into_iter().flatten().map(HistoryFilter::of).collect()
     }
 }
 
 /// Which rows are asked for.
 #[derive(Clone, Debug, Default, PartialEq)]
-struct Place {
+struct HistoryFilter {
     repository: Option<String>,
     tag: Option<String>,
 }
 
-impl Place {
-    fn of(text: &str) -> Place {
+impl HistoryFilter {
+    fn of(text: &str) -> HistoryFilter {
         let (repository, tag) = repository_and_tag(text);
-        Place {
+        HistoryFilter {
             repository: Some(repository),
             tag,
         }
@@ -460,19 +460,19 @@ mod tests {
 
     #[test]
     fn the_tag_is_what_follows_the_last_colon_unless_that_is_a_port() {
-        let place = |repository: &str, tag: Option<&str>| Place {
+        let place = |repository: &str, tag: Option<&str>| HistoryFilter {
             repository: Some(repository.into()),
             tag: tag.map(str::to_owned),
         };
-        assert_eq!(Place::of("app:v1"), place("app", Some("v1")));
-        assert_eq!(Place::of("team/app"), place("team/app", None));
-        assert_eq!(Place::of("localhost:5000/app"), place("app", None));
+        assert_eq!(HistoryFilter::of("app:v1"), place("app", Some("v1")));
+        assert_eq!(HistoryFilter::of("team/app"), place("team/app", None));
+        assert_eq!(HistoryFilter::of("localhost:5000/app"), place("app", None));
         assert_eq!(
-            Place::of("prod.example/team/app:v1"),
+            HistoryFilter::of("prod.example/team/app:v1"),
             place("team/app", Some("v1"))
         );
         assert_eq!(
-            asked("a/b:v1").path(&Place::of("a/b:v1")),
+            asked("a/b:v1").path(&HistoryFilter::of("a/b:v1")),
             "/v1/promotions?newest=true&limit=7&repository=a%2Fb&tag=v1"
         );
     }
@@ -481,11 +481,11 @@ mod tests {
     fn a_registry_may_stand_in_front_by_its_name() {
         let registries = ["staging".to_owned(), "production".to_owned()];
         let places = asked("production/team/app:v1").places(&registries);
-        let [whole, rest] = ["production/team/app:v1", "team/app:v1"].map(Place::of);
+        let [whole, rest] = ["production/team/app:v1", "team/app:v1"].map(HistoryFilter::of);
         assert_eq!(places, [whole, rest]);
         assert_eq!(
             asked("team/app").places(&registries),
-            [Place::of("team/app")]
+            [HistoryFilter::of("team/app")]
         );
     }
 

@@ -124,6 +124,16 @@ const CREATES: [(&str, Creates); 3] = [
     ("clone", Creates::Clone),
 ];
 
+/// As it is written.
+const EXISTING: [(&str, Existing); 2] = [("keep", Existing::Keep), ("adopt", Existing::Adopt)];
+
+word_schema!(Existing, "Existing", EXISTING.map(|(word, _)| word));
+
+/// As it is written.
+const DRIFT: [(&str, Drift); 2] = [("keep", Drift::Keep), ("restore", Drift::Restore)];
+
+word_schema!(Drift, "Drift", DRIFT.map(|(word, _)| word));
+
 word_schema!(Creates, "Create", CREATES.map(|(word, _)| word));
 
 /// A route with the places of its parts.
@@ -189,12 +199,8 @@ fn rules(keys: RulesKeys<'_>) -> Rules {
         exclude: tags.exclude.map(|item| tag_rules(&item)),
         newest: tags.newest.and_then(|item| item.parse(newest)),
         moving: tags.moving.map(|item| tag_rules(&item)),
-        existing: keys
-            .existing
-            .and_then(|item| item.one_of([("keep", Existing::Keep), ("adopt", Existing::Adopt)])),
-        drift: keys
-            .drift
-            .and_then(|item| item.one_of([("keep", Drift::Keep), ("restore", Drift::Restore)])),
+        existing: keys.existing.and_then(|item| item.one_of(EXISTING)),
+        drift: keys.drift.and_then(|item| item.one_of(DRIFT)),
         create: keys.create.and_then(|item| item.one_of(CREATES)),
         template: keys.template.and_then(|item| template(&item)).map(Arc::new),
         gates: keys

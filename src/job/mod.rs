@@ -200,9 +200,7 @@ pub const SHORT_WAIT: Duration = Duration::from_secs(5);
 pub const LONG_WAIT: Duration = Duration::from_secs(300);
 
 /// What happens to a production tag with another digest that we never wrote.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize, schemars::JsonSchema,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Existing {
     /// It stays, counted, not an error.
@@ -213,9 +211,7 @@ pub enum Existing {
 }
 
 /// What happens to a production tag that we wrote and that was changed since.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize, schemars::JsonSchema,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Drift {
     /// It stays as that person left it, and is reported.

@@ -490,6 +490,21 @@ impl Verdict {
 mod tests {
     use super::*;
 
+    #[test]
+    fn a_class_is_written_as_it_is_named() {
+        for class in [
+            TroubleClass::Retryable,
+            TroubleClass::Auth,
+            TroubleClass::NotFound,
+            TroubleClass::Corrupt,
+            TroubleClass::Rejected,
+            TroubleClass::Cancelled,
+            TroubleClass::Refused,
+        ] {
+            assert_eq!(serde_json::json!(class), class.name());
+        }
+    }
+
     fn report(totals: Totals, trouble: Vec<Trouble>, found: bool) -> u8 {
         let look = Look {
             totals,

@@ -329,12 +329,19 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         Ok(approvals == judged.approvals && judgements.iter().all(Judgement::is_pass))
     }
 
-    /// The gate that has passed by a referrer.
-    pub(super) fn gate_passed_by(&self, referrer: &Digest) -> Option<GateKind> {
+    /// The gate that has passed by one of these digests: a referrer, or a layer of it, which holds a
+    /// simple signature of cosign.
+    pub(super) fn gate_passed_by(
+        &self,
+        digests: impl IntoIterator<Item = Digest>,
+    ) -> Option<GateKind> {
         let judged = self.lock_judged();
-        let mut passed = judged.as_ref()?.judgements.iter();
-        let passed = passed.find(|judgement| judgement.is_pass() && judgement.names(referrer));
-        passed.map(|judgement| judgement.gate)
+        let passed = judged.as_ref()?.judgements.iter();
+        let passed: Vec<&Judgement> = passed.filter(|judgement| judgement.is_pass()).collect();
+        digests.into_iter().find_map(|digest| {
+            let passed = passed.iter().find(|judgement| judgement.names(&digest));
+            passed.map(|judgement| judgement.gate)
+        })
     }
 
     /// Whether companions may be named: they follow the last verdicts on their image. What has none

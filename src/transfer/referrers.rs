@@ -28,6 +28,7 @@ use crate::decision::Block;
 use crate::endpoint::{Destination, Put, Source};
 use crate::fault::{Class, Fault};
 use crate::job::ReferrerOutcome;
+use crate::job::gates::GateKind;
 use crate::oci::{Descriptor, Digest, Kind, Manifest, Tag};
 
 /// How far referrers of referrers are followed, and indexes in indexes.
@@ -230,6 +231,11 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             }
             let Some(manifest) = self.source_manifest(descriptor.digest.into()).await? else {
                 self.is_missing(&format!("the referrer {}", descriptor.digest));
+                if let Some(gate) = self.gate_passed_by([descriptor.digest]) {
+                    let needed = needs_referrer(gate, &descriptor.digest);
+                    let text = format!("{needed}, which staging lists and does not have");
+                    return Err(Fault::retryable(text));
+                }
                 continue;
             };
             if manifest
@@ -243,7 +249,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             let image = self.walk(manifest).await?;
             let contents = self.contents(image.top.digest, Some(&image)).await?;
             if let Some(block) = self.denial(contents.as_ref()) {
-                self.referrer_is_denied(&image.top, block);
+                self.referrer_is_denied(&image.top, block)?;
                 continue;
             }
             let says_listed = match self.copy_by_digest(&image).await {
@@ -293,21 +299,30 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             error = %fault.chain(),
             "a referrer is refused"
         );
-        match self.gate_passed_by(&referrer.digest) {
-            Some(gate) => {
-                let text = format!("the gate {gate} needs the referrer {}", referrer.digest);
-                Err(fault.while_doing(text))
-            }
+        match self.gate_passed_by(evidence_of(referrer)) {
+            Some(gate) => Err(fault.while_doing(needs_referrer(gate, &referrer.digest))),
             None => Ok(()),
         }
     }
 
-    fn referrer_is_denied(&self, referrer: &Manifest, block: Block) {
+    /// Reports a referrer that is denied.
+    ///
+    /// # Errors
+    /// A gate passed by it.
+    fn referrer_is_denied(&self, referrer: &Manifest, block: Block) -> Result<(), Fault> {
         self.count_referrer(&referrer.digest, ReferrerOutcome::Refused);
+        let denied = block.reasons.join("; ");
         block
             .reasons
             .into_iter()
             .for_each(|reason| self.note_reason(reason));
+        match self.gate_passed_by(evidence_of(referrer)) {
+            Some(gate) => {
+                let needed = needs_referrer(gate, &referrer.digest);
+                Err(Fault::rejected(format!("{needed}: {denied}")))
+            }
+            None => Ok(()),
+        }
     }
 
     /// Reports a referrer or a companion tag that staging lists and does not have. The image is
@@ -365,4 +380,14 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             }
         }
     }
+}
+
+/// The digests by which a verdict may name a referrer.
+fn evidence_of(referrer: &Manifest) -> impl Iterator<Item = Digest> + '_ {
+    let layers = referrer.blobs.iter().map(|blob| blob.digest);
+    std::iter::once(referrer.digest).chain(layers)
+}
+
+fn needs_referrer(gate: GateKind, referrer: &Digest) -> String {
+    format!("the gate {gate} needs the referrer {referrer}")
 }

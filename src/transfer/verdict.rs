@@ -77,7 +77,10 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             .map(|manifest| (manifest.digest, manifest))
             .collect();
         let contents = Arc::new(self.all_digests(top, &surveyed).await?);
-        self.engine.contents.note(top, contents.clone());
+        // An image has at least a config: its digest alone means that its manifest was not there.
+        if contents.len() > 1 {
+            self.engine.contents.note(top, contents.clone());
+        }
         Ok(Some(contents))
     }
 

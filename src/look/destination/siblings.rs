@@ -135,12 +135,22 @@ impl<B: Repositories> DestinationLook<'_, B> {
             })
             .buffer_unordered(at_once);
         let mut asked = BTreeMap::new();
+        let mut failure = None;
         while let Some(answer) = answers.next().await {
-            let (tag, source) = answer?;
-            asked.insert(tag, source);
+            match answer {
+                Ok((tag, source)) => drop(asked.insert(tag, source)),
+                Err(fault) => {
+                    failure = Some(fault);
+                    break;
+                }
+            }
         }
+        // What was answered before a failure is not asked again.
         self.remember_left_out(&asked).await;
-        Ok(asked)
+        match failure {
+            Some(fault) => Err(fault),
+            None => Ok(asked),
+        }
     }
 
     /// The same by answers of now, after staging moved the tag: what the look has read before says
