@@ -1,6 +1,6 @@
 // Acts: the buttons for what the caller may order, the dialog that asks for the rest, and the answer.
 
-import { decide, known, may } from "./api.js";
+import { decide, may } from "./api.js";
 import { digest, element, link, replace, said, told, words } from "./element.js";
 import { gate } from "./parts.js";
 
@@ -96,23 +96,18 @@ function tagName(target) {
 /// What the person decides on: both digests and the evidence of gates.
 function facts(kind, subject) {
   if (kind === "release") return releaseFacts(subject.decision);
-  const shown = [];
-  if (["approve", "accept"].includes(kind)) {
-    shown.push(
-      element(
-        "dl",
-        {},
-        element("dt", {}, "Staging names"),
-        element("dd", {}, element("code", { class: "whole" }, subject.digest)),
-        element("dt", {}, "Production names"),
-        element("dd", {}, element("code", { class: "whole" }, subject.production ?? "nothing yet")),
-      ),
-    );
-  }
-  if (kind === "approve" && subject.gates.length) {
-    shown.push(element("ul", { class: "plain gates" }, subject.gates.map(gate)));
-  }
-  return shown;
+  if (!["approve", "accept"].includes(kind)) return null;
+  return [
+    element(
+      "dl",
+      {},
+      element("dt", {}, "Staging names"),
+      element("dd", {}, element("code", { class: "whole" }, subject.digest)),
+      element("dt", {}, "Production names"),
+      element("dd", {}, element("code", { class: "whole" }, subject.production ?? "not known")),
+    ),
+    subject.gates.length > 0 && element("ul", { class: "plain gates" }, subject.gates.map(gate)),
+  ];
 }
 
 function releaseFacts(decision) {
@@ -271,6 +266,7 @@ function answered(kind, row) {
   return [
     element("p", { class: "done" }, done[kind]()),
     list("Their writes were sent before, so these may still move:", row.on_their_way),
+    list("Sent before, without an answer yet, so these may still arrive:", row.carried),
     list("For now these keep it from moving:", row.held_by),
     element(
       "p",

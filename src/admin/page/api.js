@@ -2,10 +2,8 @@
 
 const KEY = "blobferry.token";
 
-/// The newest that the daemon said of itself and of the caller.
-export const known = { status: null, caller: null };
-
-let etag = null;
+/// The newest that the daemon said of itself, with the `ETag` of that, and of the caller.
+export const known = { status: null, etag: null, caller: null };
 
 /// An answer that is none: what the daemon said, or that it said nothing.
 export class Trouble extends Error {
@@ -26,9 +24,7 @@ export class Trouble extends Error {
 export function keepToken(token) {
   if (token) sessionStorage.setItem(KEY, token);
   else sessionStorage.removeItem(KEY);
-  etag = null;
-  known.caller = null;
-  known.status = null;
+  Object.assign(known, { status: null, etag: null, caller: null });
 }
 
 /// Whether a token is kept.
@@ -50,18 +46,12 @@ export async function decide(body) {
   return (await send("/v1/decisions", options, 600_000)).body;
 }
 
-/// Reads the status. Returns whether it has changed: an answer without news has no body.
-export async function readStatus() {
+/// Reads what of `known` is missing or has changed: an answer without news has no body.
+export async function readNews() {
+  const { etag, caller } = known;
+  const news = caller ? {} : { caller: await read("/v1/caller") };
   const answer = await send("/v1/status", { headers: etag ? { "if-none-match": etag } : {} });
-  if (answer.status === 304) return false;
-  etag = answer.etag;
-  known.status = answer.body;
-  return true;
-}
-
-/// Reads what the caller is and may do.
-export async function readCaller() {
-  known.caller = await read("/v1/caller");
+  return answer.status === 304 ? news : { ...news, status: answer.body, etag: answer.etag };
 }
 
 /// Asks whether the daemon is ready; where it is not, the trouble says why.
@@ -82,11 +72,11 @@ function fits(pattern, name) {
 }
 
 /// Sends a request; returns the status, the `ETag` and the body of a success.
-async function send(path, options, patience = 60_000) {
+async function send(path, options, timeout = 60_000) {
   const headers = { ...options.headers };
   const token = sessionStorage.getItem(KEY);
   if (token) headers.authorization = `Bearer ${token}`;
-  const signal = AbortSignal.timeout(patience);
+  const signal = AbortSignal.timeout(timeout);
   const settings = { ...options, headers, signal, cache: "no-store", redirect: "error" };
   let answer;
   let body;

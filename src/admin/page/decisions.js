@@ -32,7 +32,6 @@ export function decisionsView(_parameters, refresh) {
     const now = `${status.started} ${status.rows_added}`;
     if (now === read_at) return;
     const rows = (await read("/v1/decisions")).decisions.slice(0, SHOWN);
-    read_at = now;
     replace(
       past,
       element("h2", {}, "All that were ordered"),
@@ -44,6 +43,7 @@ export function decisionsView(_parameters, refresh) {
           )
         : element("p", { class: "empty" }, "None so far."),
     );
+    read_at = now;
   }
 
   return { root, update };

@@ -49,10 +49,10 @@ export function overviewView(_parameters, refresh) {
         list(WAITING, SHOWN),
         list("promoted", 8),
       ]);
-      read_at = rows;
     }
     replace(needs, ...blocked(lists, refresh));
     replace(promoted, ...lastPromoted(lists.promoted));
+    read_at = rows;
   }
 
   return { root, update };

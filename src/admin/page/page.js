@@ -1,14 +1,6 @@
 // The page: which view is shown, what the daemon says now, and the token.
 
-import {
-  Trouble,
-  hasToken,
-  keepToken,
-  known,
-  readCaller,
-  readReadiness,
-  readStatus,
-} from "./api.js";
+import { Trouble, hasToken, keepToken, known, readNews, readReadiness } from "./api.js";
 import { decisionsView } from "./decisions.js";
 import { element, renewMoments, replace, said, told } from "./element.js";
 import { overviewView } from "./overview.js";
@@ -29,9 +21,13 @@ const main = document.getElementById("main");
 const health = document.getElementById("health");
 const caller = document.getElementById("caller");
 let view = null;
+/// Whether the view shows what is known.
+let isShown = false;
 let trouble = null;
 let delay = CALM;
 let timer = null;
+/// The number of the newest question; an answer to an older one counts no more.
+let question = 0;
 
 /// Shows the view that the address names.
 async function open() {
@@ -53,8 +49,10 @@ async function open() {
 async function refresh() {
   if (!view || !known.status) return;
   const shown = view;
+  isShown = false;
   try {
     await shown.update();
+    isShown = shown === view;
     trouble = null;
   } catch (error) {
     if (shown === view) tell(error);
@@ -67,23 +65,41 @@ async function refresh() {
 async function watch() {
   clearTimeout(timer);
   if (document.hidden || isAsking()) return;
+  question += 1;
+  const asked = question;
   try {
-    if (!known.caller) await readCaller();
-    const isNews = await readStatus();
-    if (delay > CALM) trouble = null;
-    delay = CALM;
-    renewMoments();
-    if (isNews) {
-      showHead();
-      await refresh();
-    }
+    const news = await readNews();
+    if (asked === question) await take(news);
   } catch (error) {
-    delay = Math.min(delay * 2, LONGEST);
-    tell(error);
+    if (asked === question) fail(error);
+  } finally {
+    if (asked === question) {
+      showBanner();
+      timer = setTimeout(watch, delay);
+    }
   }
-  showBanner();
-  clearTimeout(timer);
-  timer = setTimeout(watch, delay);
+}
+
+/// Shows what is new, and again what could not be shown before.
+async function take(news) {
+  Object.assign(known, news);
+  if (news.status) isShown = false;
+  trouble = null;
+  renewMoments();
+  if (!isShown) {
+    showHead();
+    await (view ? refresh() : open());
+  }
+  delay = isShown ? CALM : longer();
+}
+
+function fail(error) {
+  delay = longer();
+  tell(error);
+}
+
+function longer() {
+  return Math.min(delay * 2, LONGEST);
 }
 
 function showHead() {
@@ -112,7 +128,7 @@ function stateOf(status) {
 
 /// Keeps what went wrong for the banner; asks for a token where one would help.
 function tell(error) {
-  if (!(error instanceof Trouble)) throw error;
+  if (!(error instanceof Trouble)) console.error(error);
   if (error.wantsToken) {
     const isFirst = error.code === "unauthorized" && !hasToken();
     const usual = "It is one of `daemon.tokens`, or the secret of `daemon.secret_file`.";
@@ -149,6 +165,7 @@ function isAsking() {
 function askForToken(why) {
   view = null;
   trouble = null;
+  question += 1;
   const input = element("input", {
     id: "token",
     type: "password",
@@ -160,7 +177,7 @@ function askForToken(why) {
     event.preventDefault();
     keepToken(input.value.trim());
     replace(main, element("p", { class: "empty" }, "Asking the daemon…"));
-    await start();
+    await watch();
   };
   const form = element(
     "form",
@@ -178,6 +195,7 @@ function askForToken(why) {
   );
   replace(main, form);
   caller.hidden = true;
+  showBanner();
   input.focus();
   readReadiness().then(
     () => showHealth("good", "running", ""),
@@ -185,15 +203,17 @@ function askForToken(why) {
   );
 }
 
-async function start() {
-  await watch();
+/// Shows the view of the new address at once, and asks whether it is still so.
+async function move() {
+  delay = CALM;
   await open();
+  await watch();
 }
 
 caller.addEventListener("click", () => {
   keepToken(null);
   askForToken("Another token; or none, to read what is open without one.");
 });
-window.addEventListener("hashchange", open);
+window.addEventListener("hashchange", move);
 document.addEventListener("visibilitychange", watch);
-start();
+watch();

@@ -15,9 +15,27 @@ export function tagLink(tag) {
 
 /// `REGISTRY/REPOSITORY:TAG` with the registry's name in the config, which cannot be misread.
 export function targetOf(destination) {
-  const host = (one) => one.url.slice(one.url.indexOf("://") + 3).replace(/\/$/, "");
-  const registry = known.status.registries.find((one) => destination.startsWith(`${host(one)}/`));
-  return registry ? registry.name + destination.slice(host(registry).length) : destination;
+  const registry = registryOf(destination);
+  return registry ? `${registry.name}/${repositoryOf(destination)}` : destination;
+}
+
+/// What stands behind the registry.
+export function repositoryOf(destination) {
+  const registry = registryOf(destination);
+  const at = registry ? homeOf(registry).length : destination.indexOf("/");
+  return destination.slice(at + 1);
+}
+
+/// The registry of the config; of folders in each other the inner one.
+function registryOf(destination) {
+  return known.status.registries
+    .filter((one) => destination.startsWith(`${homeOf(one)}/`))
+    .reduce((best, one) => (best && homeOf(best).length > homeOf(one).length ? best : one), null);
+}
+
+/// The host and port, or `layout:` with the folder.
+function homeOf(registry) {
+  return registry.url.replace(/^https?:\/\//, "").replace(/\/$/, "");
 }
 
 /// What both sides name.
@@ -28,8 +46,13 @@ export function sides(tag) {
     "staging ",
     digest(tag.digest),
     " · production ",
-    digest(tag.production),
+    lastKnown(tag.production),
   );
+}
+
+/// What production named at the last look; some looks end before they ask it.
+export function lastKnown(production) {
+  return production ? digest(production) : element("span", { class: "none" }, "not known");
 }
 
 /// Why it came to this.

@@ -3,7 +3,7 @@
 import { known, read } from "./api.js";
 import { badge, digest, element, link, moment, replace, said, words } from "./element.js";
 import { decisionList } from "./decisions.js";
-import { gate, reasonsOf, targetOf } from "./parts.js";
+import { gate, reasonsOf, repositoryOf, targetOf } from "./parts.js";
 import { nextSteps } from "./steps.js";
 
 const ROWS = 50;
@@ -52,14 +52,14 @@ export function tagView(parameters, refresh) {
 }
 
 async function history(repository, tag) {
-  const path = repository.slice(repository.indexOf("/") + 1);
-  const parameters = { repository: path, tag, newest: true, limit: ROWS };
+  const parameters = { repository: repositoryOf(repository), tag, newest: true, limit: ROWS };
   return (await read("/v1/promotions", parameters)).promotions;
 }
 
 function story(view, rows, again) {
   const digests = rows
-    .filter((row) => row.result === "promoted")
+    // Another registry may have a repository of the same name.
+    .filter((row) => row.result === "promoted" && row.destination === view.destination)
     .flatMap((row) => [row.digest, row.previous_digest]);
   const former = [...new Set(digests)].filter((one) => one && one !== view.production);
   const tag = { ...view, former };

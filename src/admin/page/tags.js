@@ -1,8 +1,8 @@
 // The list of tags: chosen by route, result and text on the server, a page at a time.
 
 import { known, read } from "./api.js";
-import { address, badge, digest, element, moment, replace, words } from "./element.js";
-import { reasonsOf, tagLink } from "./parts.js";
+import { address, badge, element, moment, replace, words } from "./element.js";
+import { lastKnown, reasonsOf, tagLink } from "./parts.js";
 
 const PAGE = 50;
 /// Tags of one answer at most.
@@ -40,6 +40,7 @@ export function tagsView(parameters, refresh) {
 
   /// Asks for other tags; the address says which.
   function choose(change) {
+    if (!root.isConnected) return;
     Object.assign(asked, change);
     history.replaceState(null, "", address("tags", asked));
     wanted = PAGE;
@@ -59,7 +60,6 @@ export function tagsView(parameters, refresh) {
     const [tags, isMore] = await load(asked, wanted);
     // Another choice may have been made meanwhile.
     if (now !== JSON.stringify([status.started, status.rows_added, asked, wanted])) return;
-    shown = now;
     replace(body, tags.map(row));
     table.hidden = !tags.length;
     const button = { type: "button", "data-key": "more", onclick: showMore };
@@ -68,6 +68,7 @@ export function tagsView(parameters, refresh) {
       !tags.length && "No tag is like that.",
       isMore && element("button", button, "Show more"),
     );
+    shown = now;
   }
 
   return { root, update };
@@ -93,7 +94,7 @@ function row(tag) {
     {},
     cell("Tag", tagLink(tag)),
     cell("Result", badge(tag.result)),
-    cell("Production", digest(tag.production)),
+    cell("Production", lastKnown(tag.production)),
     cell("Since", tag.since ? moment(tag.since) : element("span", { class: "none" }, "–")),
     cell("Why", reasonsOf(tag)),
   );
