@@ -82,8 +82,9 @@ fn only_a_purge_takes_the_ledger_away() {
     let script = top().join("packaging/deb/postrm");
     let var = TempDir::new().expect("a scratch directory");
     let state = var.path().join("lib/private/blobferry");
+    let log = var.path().join("log/private/blobferry");
     let other = var.path().join("lib/private/other");
-    for folder in [&state, &other] {
+    for folder in [&state, &log, &other] {
         fs::create_dir_all(folder).expect("a state folder");
         fs::write(folder.join("ledger.db"), "rows").expect("a ledger");
     }
@@ -92,9 +93,9 @@ fn only_a_purge_takes_the_ledger_away() {
 
     maintain(&script, "remove", var.path());
     maintain(&script, "upgrade", var.path());
-    assert!(link.join("ledger.db").exists());
+    assert!(link.join("ledger.db").exists() && log.exists());
 
     maintain(&script, "purge", var.path());
-    assert!(!state.exists() && !link.is_symlink());
+    assert!(!state.exists() && !link.is_symlink() && !log.exists());
     assert!(other.join("ledger.db").exists());
 }

@@ -61,19 +61,32 @@ fn steps(workflow: &Value) -> Vec<String> {
         .collect()
 }
 
+/// The permissions of the jobs that have their own.
+fn own_permissions(workflow: &Value) -> Value {
+    let jobs = workflow["jobs"].as_object().expect("jobs");
+    jobs.iter()
+        .filter_map(|(name, job)| Some((name.clone(), job.get("permissions")?.clone())))
+        .collect()
+}
+
 #[test]
-fn workflows_run_scripts_that_exist_and_may_only_read() {
+fn workflows_run_scripts_that_exist_and_only_publishing_may_write() {
     let workflows: BTreeMap<PathBuf, Value> = files_in(".github/workflows", ".yml")
         .into_iter()
         .map(|path| (path.clone(), yaml(&read(path))))
         .collect();
     for (path, workflow) in &workflows {
+        let own = match path.ends_with("release.yml") {
+            true => json!({"publish": {"contents": "write"}}),
+            false => json!({}),
+        };
         let path = path.display();
         assert_eq!(
             workflow["permissions"],
             json!({"contents": "read"}),
             "{path}"
         );
+        assert_eq!(own_permissions(workflow), own, "{path}");
         let commands = steps(workflow);
         let scripts: Vec<&str> = commands
             .iter()
