@@ -370,7 +370,7 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
         let is_quiet = found.is_none()
             && unmoved.is_none()
             && !self.look.request.options.all
-            && !engine.is_in_trouble(&job.key);
+            && (compared.by_hint || !engine.is_in_trouble(&job.key));
         if is_quiet {
             return Reconciled::Equal(Equal {
                 digest,

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::survey::{Image, TagFacts};
 use crate::decision::Block;
 use crate::fault::{Class, Fault};
@@ -21,6 +23,8 @@ pub struct Completion {
     pub digest: Option<Digest>,
     /// Production's digest before the job.
     pub previous: Option<Digest>,
+    /// When production answered, if the job asked again.
+    pub seen_at: Option<Instant>,
     /// The reasons, for the report.
     pub reasons: Vec<String>,
     /// The failure, if it failed.
@@ -164,6 +168,7 @@ impl Completion {
             outcome: Outcome::Failed,
             digest: None,
             previous: None,
+            seen_at: None,
             reasons: Vec::new(),
             fault: None,
             cost,
@@ -293,6 +298,7 @@ impl Completion {
         Completion {
             digest: facts.source,
             previous: facts.destination,
+            seen_at: Some(facts.destination_at),
             ..Completion::empty(Cost::default())
         }
     }

@@ -60,8 +60,13 @@ impl NewestAnswers {
         digest: Option<Digest>,
         at: Instant,
     ) -> bool {
+        self.differs_at(&key(repository, tag), digest, at)
+    }
+
+    /// The same of a tag that is known by its id.
+    pub(super) fn differs_at(&self, tag: &TagId, digest: Option<Digest>, at: Instant) -> bool {
         self.lock()
-            .get(&key(repository, tag))
+            .get(tag)
             .is_some_and(|newest| newest.at > at && newest.digest != digest)
     }
 

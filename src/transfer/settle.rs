@@ -7,16 +7,17 @@ use std::time::Duration;
 
 use futures::FutureExt as _;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::{Completion, Engine, Found};
 use crate::clock;
 use crate::endpoint::Origin;
 use crate::fault::Fault;
 use crate::job::{
-    BlobCounts, Failure, Gated, Job, Key, NextJudgement, Outcome, Progress, Settled, Trouble,
+    BlobCounts, Failure, Gated, Job, Key, NextJudgement, Outcome, Progress, Settled, TagId, Trouble,
 };
 use crate::ledger::RunFacts;
-use crate::oci::{RepositoryName, Tag};
+use crate::oci::{Digest, RepositoryName, Tag};
 
 /// Most keys remembered as in trouble, so that the end of the trouble is reported.
 const TROUBLED: usize = 100_000;
@@ -89,6 +90,11 @@ impl Engine {
             let _ = listener.send(settled.clone());
         }
         settled
+    }
+
+    /// Whether a newer answer than that of `at` says that a tag names something else.
+    pub fn is_outdated(&self, tag: &TagId, digest: Digest, at: Instant) -> bool {
+        self.newest.differs_at(tag, Some(digest), at)
     }
 
     /// Whether the last outcome under this key was trouble.
@@ -204,6 +210,14 @@ impl Engine {
             if settle.listener.is_none() {
                 log_settled(settled);
             }
+            return false;
+        }
+        // What is equal by an old answer ends no trouble that a newer one has shown.
+        let seen_at = completion.seen_at.unwrap_or(job.destination_at);
+        let is_equal = settled
+            .digest
+            .filter(|_| settled.result == Outcome::UpToDate);
+        if is_equal.is_some_and(|equal| self.is_outdated(&job.key.destination, equal, seen_at)) {
             return false;
         }
         let was_in_trouble = self.note_trouble(job, settled.result);

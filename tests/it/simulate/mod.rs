@@ -70,6 +70,9 @@ const ONCE_FAILED: &[u64] = &[
     2001129,
     2001200, // A job went by its own older answer of staging, though a manifest was read since.
     2001676, // The oracle did not know that a killed process may have announced a name.
+    1243,    // The oracle took the verdict on one question for that on another.
+    3001264, // The oracle did not know that a clock that is set back makes hints void.
+    3001202, // A look that took long ended a trouble that a newer answer had shown.
     801165,  // A tag came back to an image that had been signed again meanwhile.
 ];
 /// The seeds of a usual run.
