@@ -124,7 +124,7 @@ impl Numbered {
     }
 
     /// `held by user:alice until …: reason (decision 12)`.
-    fn reason(&self, verb: &str, now: Timestamp) -> String {
+    pub fn reason(&self, verb: &str, now: Timestamp) -> String {
         let actor = &self.decision.actor;
         let until = self.decision.until;
         let until = until.map_or_else(String::new, |until| format!(" until {until}"));
@@ -373,6 +373,12 @@ impl InForce {
             .filter(|one| one.target.covers_in_set(set))
             .filter(is_other)
             .collect()
+    }
+
+    /// The newest rollback of a tag that is in force.
+    pub fn rollback_of(&self, place: &TagId, now: Timestamp) -> Option<&Numbered> {
+        let is_meant = |one: &&Numbered| one.kind == Kind::Rollback && one.target.is_tag(place);
+        self.now(now).filter(is_meant).last()
     }
 
     /// The rollbacks of a tag.

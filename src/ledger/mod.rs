@@ -540,11 +540,12 @@ impl Ledger {
             .map_err(unreadable)
     }
 
-    /// What promotions of a place named and what they replaced, the newest first.
-    pub async fn digests_of(&self, place: &TagId) -> Result<Vec<Digest>, Fault> {
+    /// What promotions of a place before a row named and what they replaced, the newest first. A
+    /// move that the daemon took back because of a torn set counts as not made.
+    pub async fn digests_of(&self, place: &TagId, before: u64) -> Result<Vec<Digest>, Fault> {
         let place = place.clone();
         self.store
-            .read(move |db| rows::digests_of(db, &place))
+            .read(move |db| rows::digests_of(db, &place, before))
             .await
             .map_err(unreadable)
     }

@@ -523,23 +523,38 @@ pub(super) fn replaced_by(
 }
 
 /// What promotions of a place named, and what they replaced, the newest first.
-pub(super) fn digests_of(db: &Connection, place: &TagId) -> rusqlite::Result<Vec<Digest>> {
+pub(super) fn digests_of(
+    db: &Connection,
+    place: &TagId,
+    before: u64,
+) -> rusqlite::Result<Vec<Digest>> {
+    let [origin, repository, tag] = names(place);
+    let before = i64::try_from(before).unwrap_or(i64::MAX);
     let mut read = db.prepare_cached(
-        "SELECT json_extract(content, '$.digest'), json_extract(content, '$.previous_digest')
+        "SELECT json_extract(content, '$.digest'), json_extract(content, '$.previous_digest'),
+            json_extract(content, '$.actor') = 'daemon' AND instr(json_extract(content, '$.source'), '@') > 0
         FROM rows JOIN jobs ON jobs.id = rows.job
-        WHERE origin = ?1 AND repository = ?2 AND destination_tag = ?3
+        WHERE origin = ?1 AND repository = ?2 AND destination_tag = ?3 AND rows.id < ?4
             AND json_extract(content, '$.result') = 'promoted' ORDER BY rows.id DESC LIMIT 1000",
     )?;
-    let pairs = read.query_map(names(place), |row| {
-        Ok([row.get::<_, Option<String>>(0)?, row.get(1)?])
+    let moves = read.query_map(params![origin, repository, tag, before], |row| {
+        let texts: [Option<String>; 2] = [row.get(0)?, row.get(1)?];
+        Ok((texts, row.get::<_, bool>(2)?))
     })?;
     let mut digests: Vec<Digest> = Vec::new();
-    for pair in pairs {
-        for digest in pair?
-            .into_iter()
-            .flatten()
-            .filter_map(|text| text.parse().ok())
-        {
+    let mut taken_back: Vec<Option<String>> = Vec::new();
+    for found in moves {
+        let ([named, replaced], is_way_back) = found?;
+        if is_way_back {
+            taken_back.push(replaced);
+            continue;
+        }
+        if let Some(at) = taken_back.iter().position(|digest| *digest == named) {
+            taken_back.remove(at);
+            continue;
+        }
+        let texts = [named, replaced].into_iter().flatten();
+        for digest in texts.filter_map(|text| text.parse().ok()) {
             if !digests.contains(&digest) {
                 digests.push(digest);
             }

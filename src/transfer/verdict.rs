@@ -17,7 +17,7 @@ use crate::clock;
 use crate::decision::{Block, Candidate, InForce, Verdict, expiry_time};
 use crate::endpoint::{Destination, Source, is_clock_off};
 use crate::fault::Fault;
-use crate::job::TagId;
+use crate::job::{Outcome, TagId};
 use crate::ledger::{Carrying, RunFacts};
 use crate::oci::{Digest, Manifest};
 
@@ -220,12 +220,44 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         let in_force = self.engine.ledger.in_force().await?;
         self.end_mended(facts, &in_force).await?;
         let now = self.expiry_time();
-        let block = in_force.kept_out(place, &staging, now);
+        let block = match in_force.kept_out(place, &staging, now) {
+            Some(block) => Some(block),
+            None => self.comes_back(&staging, &in_force).await?,
+        };
         Ok(block.map(|mut block| {
             let stays = facts.destination.as_ref();
             let unmoved = stays.and_then(|digest| in_force.unmoved(place, digest, now));
             block.reasons.extend(unmoved);
             block
+        }))
+    }
+
+    /// Why a digest waits that the tag named before it was rolled back: a replica of staging that
+    /// lags may show it. Two looks that find it end the rollback.
+    async fn comes_back(
+        &self,
+        staging: &Digest,
+        in_force: &InForce,
+    ) -> Result<Option<Block>, Fault> {
+        if self.job.explicit {
+            return Ok(None);
+        }
+        let place = &self.job.key.destination;
+        let now = self.expiry_time();
+        let Some(rollback) = in_force.rollback_of(place, now) else {
+            return Ok(None);
+        };
+        if rollback.decision.digest == Some(*staging) {
+            return Ok(None);
+        }
+        let earlier = self.engine.ledger.digests_of(place, rollback.id).await?;
+        Ok(earlier.contains(staging).then(|| {
+            let reason = rollback.reason("rolled back", now);
+            let waits = "staging names what the tag named before that: a second look, a minute later, has to find it, too";
+            Block {
+                outcome: Outcome::Held,
+                reasons: vec![format!("{reason}; {waits}")],
+            }
         }))
     }
 

@@ -277,6 +277,32 @@ async fn a_new_digest_ends_the_hold_of_a_torn_set() {
     assert_eq!(shop.decisions().await, Vec::<Value>::new());
 }
 
+/// What the set took back counts as never named.
+#[tokio::test]
+async fn a_rollback_after_a_torn_set_goes_further_back() {
+    let shop = Shop::new();
+    let daemon = shop.ferry.start_ready().await;
+    for version in 1..=2 {
+        shop.push_all(&format!("v{version}"), version);
+        shop.push_all("latest", version);
+        shop.ferry.sync(&[]).await;
+        shop.until_there("latest", [Some(version); 3]).await;
+    }
+    shop.production
+        .on(|asked| match is_put(asked, "worker", "latest") {
+            true => Answer::Reply(Reply::status(400)),
+            false => Answer::Pass,
+        });
+    shop.push_all("v3", 3);
+    shop.push_all("latest", 3);
+    shop.ferry.sync(&[]).await;
+    daemon.says("a set is torn").await;
+    shop.until_there("latest", [Some(2); 3]).await;
+    let back = ["rollback", "production/api:latest", "--reason", "INC-9"];
+    shop.ferry.run(&back).await.expect(0);
+    assert_eq!(shop.there("latest"), [Some(1), Some(2), Some(2)]);
+}
+
 #[tokio::test]
 async fn a_fixed_tag_of_a_torn_set_stays_and_is_reported() {
     let shop = Shop::new();

@@ -46,7 +46,7 @@ impl Act<'_> {
         production: Digest,
         in_force: &InForce,
     ) -> Result<Digest, Undecided> {
-        let earlier = self.ledger.digests_of(&tag.place).await?;
+        let earlier = self.ledger.digests_of(&tag.place, u64::MAX).await?;
         let shown = tag.shown();
         let Some(to) = to else {
             let now = clock::now();
@@ -91,7 +91,7 @@ impl Act<'_> {
             stop: self.stop,
             in_force,
         };
-        let named = self.ledger.digests_of(&tag.place).await?;
+        let named = self.ledger.digests_of(&tag.place, u64::MAX).await?;
         let others = named
             .into_iter()
             .filter(|digest| *digest != way.to && *digest != way.production);
