@@ -143,7 +143,11 @@ impl Engine {
             Verdict::Waits(_) | Verdict::Anew(_) => return Ok(()),
         };
         let is_next = next.key.destination == job.key.destination;
-        let is_over = is_next && ends_for_good(completion);
+        let is_over = is_next
+            && ends_for_good(completion)
+            && !self
+                .may_lag(begun, &next.key.destination, completion)
+                .await?;
         if is_over || is_overdue(begun, completion) {
             let how = completion.outcome.name();
             let why = match &completion.fault {
@@ -157,6 +161,23 @@ impl Engine {
             self.sets.wake(id, &next.key);
         }
         Ok(())
+    }
+
+    /// Whether production may have shown what was there before our own write of this naming: the next
+    /// look tells.
+    async fn may_lag(
+        &self,
+        begun: &Naming,
+        place: &TagId,
+        completion: &Completion,
+    ) -> Result<bool, Fault> {
+        let is_by_reading = matches!(
+            completion.outcome,
+            Outcome::Drift | Outcome::Conflict | Outcome::Existing
+        );
+        let record = self.ledger.written(place).await?;
+        let is_written = record.digest.is_some() && record.digest == begun.goal(place);
+        Ok(is_by_reading && is_written && record.lags_for(clock::now()).is_some())
     }
 
     /// All members are named.

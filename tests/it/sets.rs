@@ -445,6 +445,43 @@ async fn a_hold_between_two_members_tears_the_set() {
     assert_eq!(targets, ["production/web", "set:shop:v1"]);
 }
 
+/// Production shows for a moment what was there before our own write. The next look goes on.
+#[tokio::test]
+async fn a_read_that_lags_after_our_own_write_tears_no_set() {
+    let shop = Shop::new();
+    let _daemon = shop.ferry.start_ready().await;
+    shop.push_all("v1", 1);
+    shop.push_all("latest", 1);
+    shop.ferry.sync(&[]).await.expect(0);
+    shop.until_there("latest", [Some(1); 3]).await;
+    let gate = Gate::closed();
+    let there = gate.clone();
+    shop.production
+        .on(move |asked| match is_put(asked, "worker", "latest") {
+            true => Answer::Hold(there.clone()),
+            false => Answer::Pass,
+        });
+    shop.push_all("v2", 2);
+    shop.push_all("latest", 2);
+    let syncing = shop.ferry.sync(&[]);
+    let lagging = async {
+        gate.arrived(1).await;
+        let [old, new] = [1, 2].map(|version| image("api", version));
+        shop.production.tag("api", "latest", old.digest());
+        for _ in 0..2 {
+            let seen = shop.ferry.sync(&["api", "--tag", "latest"]).await;
+            assert_eq!(job_of(&seen, "api")["result"], "drift");
+        }
+        shop.production.tag("api", "latest", new.digest());
+        gate.open();
+    };
+    let (_, ()) = tokio::join!(syncing, lagging);
+    assert_eq!(shop.decisions().await, Vec::<Value>::new());
+    shop.ferry.sync(&["--tag", "latest"]).await;
+    shop.until_there("latest", [Some(2); 3]).await;
+    assert_eq!(shop.decisions().await, Vec::<Value>::new());
+}
+
 /// Killed after the first tag: the next process goes on.
 #[tokio::test]
 async fn a_naming_that_a_kill_interrupts_goes_on_after_the_restart() {
