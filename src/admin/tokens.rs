@@ -165,8 +165,8 @@ impl Tokens {
         found
     }
 
-    /// What an `Authorization` header shows that holds no secret: it may be a token of an issuer,
-    /// whose keys are read if they are not known.
+    /// What an `Authorization` header shows that holds no secret: it may be a token of an issuer.
+    /// Reads the issuer's keys if they are not known.
     pub(super) async fn issued(&self, authorization: &[u8]) -> SecretCheck {
         let shown = bearer(authorization).and_then(|shown| str::from_utf8(shown).ok());
         let Some(shown) = shown else {

@@ -9,7 +9,6 @@ mod goal;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use self::goal::is_done_by;
@@ -24,10 +23,7 @@ use crate::config::Config;
 use crate::decision::{Decision, Kind, Numbered, Target};
 use crate::endpoint::Source as _;
 use crate::fault::{Class, Fault};
-use crate::job::{
-    Actor, Cause, Companions, Job, Key, LONG_WAIT, ObservedVia, Outcome, Rank, Remarks, TagId,
-    TagRules, TagState,
-};
+use crate::job::{Actor, Companions, Job, Key, LONG_WAIT, Outcome, Remarks, TagId};
 use crate::ledger::{Ledger, RunFacts};
 use crate::look::topology::Topology;
 use crate::oci::Digest;
@@ -311,32 +307,13 @@ impl<'a> Act<'a> {
                 destination: place.clone(),
             },
         };
+        let actor = self.actor.clone();
         Job {
-            key,
             routes: way.tag.routes.clone(),
-            rules: TagRules::default(),
             gates: from.map(|from| from.gates.clone()).unwrap_or_default(),
-            source: TagState::At(way.to),
-            destination: TagState::Unknown,
-            destination_via: ObservedVia::Tag,
-            source_at: None,
-            destination_at: Instant::now(),
-            look_began: clock::now(),
-            fresh: false,
-            cause: Cause::Decision,
-            actor: self.actor.clone(),
-            explicit: true,
-            rollback: Some(way.decision),
-            ends_when_moved: false,
-            pinned: Some(way.to),
-            expect: None,
-            replace: Some(way.production),
-            dry_run: false,
-            refused: Arc::default(),
-            pushed: None,
             companions,
-            rank: Rank::Named,
             max_wait: LONG_WAIT,
+            ..Job::back(key, way.to, way.production, way.decision, actor)
         }
     }
 

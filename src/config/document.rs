@@ -26,7 +26,7 @@ keys! {
         sets: Option<BTreeMap<String, sets::SetSection>>,
         /// What a route says where it does not say it itself.
         defaults: Option<routes::Defaults>,
-        /// What goes where. The first route whose `from` matches a source repository has it.
+        /// What goes where. The first route with a `from` that matches takes a source repository.
         #[schemars(length(min = 1))]
         routes: Vec<routes::RouteSection> = "say what goes where",
     }

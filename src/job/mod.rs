@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 pub use self::actor::{Actor, NotARemark, Remark, Remarks};
 pub use self::gates::{GateKind, Gates};
@@ -23,6 +24,7 @@ pub use self::report::{
     Failure, Look, NamedTag, Report, Settled, Sight, Totals, Trouble, TroubleClass, tag_of,
 };
 pub use self::verdict::{Gated, Judgement, NextJudgement, Verdict};
+use crate::clock;
 use crate::endpoint::{Abilities, Origin, RepositoryId};
 use crate::oci::{Digest, RepositoryName, Tag};
 
@@ -294,9 +296,9 @@ pub struct Job {
     pub destination_via: ObservedVia,
     /// When the source was asked about the tag, on tokio's clock. `None`: it was not asked, or only
     /// a listing that may lag has answered.
-    pub source_at: Option<tokio::time::Instant>,
+    pub source_at: Option<Instant>,
     /// When the destination was asked; without meaning where it was not.
-    pub destination_at: tokio::time::Instant,
+    pub destination_at: Instant,
     /// When the look began: what hints have seen since then needs no asking.
     pub look_began: Timestamp,
     /// The destination listing was empty: skip existence checks for anything not in the index.
@@ -335,6 +337,38 @@ pub struct Job {
 }
 
 impl Job {
+    /// A move of a tag back to a digest, by a decision: whatever staging names, and only if
+    /// production still names `from`.
+    pub fn back(key: Key, to: Digest, from: Digest, decision: u64, actor: Actor) -> Job {
+        Job {
+            key,
+            routes: Arc::default(),
+            rules: TagRules::default(),
+            gates: Arc::default(),
+            source: TagState::At(to),
+            destination: TagState::Unknown,
+            destination_via: ObservedVia::Tag,
+            source_at: None,
+            destination_at: Instant::now(),
+            look_began: clock::now(),
+            fresh: false,
+            cause: Cause::Decision,
+            actor,
+            explicit: true,
+            rollback: Some(decision),
+            ends_when_moved: false,
+            pinned: Some(to),
+            expect: None,
+            replace: Some(from),
+            dry_run: false,
+            refused: Arc::default(),
+            pushed: None,
+            companions: Companions::Listed(Arc::default()),
+            rank: Rank::Named,
+            max_wait: SHORT_WAIT,
+        }
+    }
+
     /// Whether it is an act of `copy` or `promote` to a destination where no route leads.
     pub fn is_unguarded(&self) -> bool {
         self.explicit && self.routes.is_empty()

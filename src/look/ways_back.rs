@@ -6,7 +6,6 @@
 use std::sync::Arc;
 
 use futures::FutureExt as _;
-use tokio::time::Instant;
 
 use super::RepositoryLook;
 use super::topology::Side;
@@ -14,9 +13,7 @@ use crate::clock;
 use crate::decision::{Numbered, SetMove};
 use crate::endpoint::{Repositories, Source};
 use crate::fault::Fault;
-use crate::job::{
-    Actor, Cause, Companions, Job, Key, ObservedVia, Rank, SHORT_WAIT, TagId, TagRules, TagState,
-};
+use crate::job::{Actor, Job, Key, TagId};
 use crate::oci::Digest;
 use crate::transfer::Stop;
 use crate::transfer::retry::CurrentRules;
@@ -98,33 +95,9 @@ impl<B: Repositories> RepositoryLook<'_, B> {
             tag: tag.unwrap_or_else(|| way.place.tag.clone()),
             destination: way.place.clone(),
         };
-        Job {
-            key,
-            routes: Arc::from([self.route.name.clone()]),
-            rules: TagRules::default(),
-            gates: Arc::default(),
-            source: TagState::At(way.to),
-            destination: TagState::Unknown,
-            destination_via: ObservedVia::Tag,
-            source_at: None,
-            destination_at: Instant::now(),
-            look_began: clock::now(),
-            fresh: false,
-            cause: Cause::Decision,
-            actor: Actor::daemon(),
-            explicit: true,
-            rollback: Some(way.hold),
-            ends_when_moved: false,
-            pinned: Some(way.to),
-            expect: None,
-            replace: Some(way.from),
-            dry_run: false,
-            refused: Arc::default(),
-            pushed: None,
-            companions: Companions::Listed(Arc::default()),
-            rank: Rank::Named,
-            max_wait: SHORT_WAIT,
-        }
+        let back = Job::back(key, way.to, way.from, way.hold, Actor::daemon());
+        let routes = Arc::from([self.route.name.clone()]);
+        Job { routes, ..back }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Sets: images that move together, whole. Pure: facts in, verdict out.
 //!
-//! A member is a destination of a route of the set. A fixed tag is named when each member whose
-//! rules take its name has passed; a moving tag when it names in each member the digest of one
+//! A member is a destination of a route of the set. A fixed tag is named when each member with
+//! rules that take its name has passed; a moving tag when it names in each member the digest of one
 //! common fixed tag. Then the members are named in the order of the config. What was announced
 //! before the first of them is a [`Naming`]; it ends with the last one, or the set is torn.
 

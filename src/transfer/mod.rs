@@ -229,7 +229,7 @@ impl Engine {
         }
     }
 
-    /// The same engine, whose `http` gates are asked by `service`.
+    /// The same engine with this service for `http` gates.
     pub fn with_gate_service(self, service: Arc<dyn Service>) -> Engine {
         Engine {
             questions: Questions::asked_by(service),

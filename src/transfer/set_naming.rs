@@ -31,7 +31,7 @@ use crate::ledger::RunFacts;
 use crate::oci::Digest;
 use crate::set::{MemberTag, Naming, SetTag, Verdict};
 
-/// For so long a job whose caller waits is kept for members with jobs that have not begun.
+/// How long a job with a waiting caller stays for members with jobs that have not begun.
 const GRACE: Duration = Duration::from_secs(2);
 /// As [`GRACE`], for a job that names nothing.
 const DRY_GRACE: Duration = Duration::from_secs(1);

@@ -1,8 +1,8 @@
 //! Sets: what the jobs of this process know of each other's members.
 //!
-//! A job that has passed all else is *ready*. What production names is read from the ledger; who is
-//! ready, and what kept the others back, is known in memory alone: after a restart the first looks
-//! find it again. The job that makes a set complete wakes the others. A job waits for its turn for
+//! A job that has passed all else is *ready*. What production names is read from the ledger. Which
+//! members are ready, and what kept the others back, is in memory alone: after a restart the first
+//! looks find it again. The job that makes a set complete wakes the others. A job waits for its turn for
 //! a few seconds with its permit in hand; else it ends as waiting, and is looked at again when its
 //! turn has come. Readiness lasts as long as a verdict of a gate.
 

@@ -93,7 +93,7 @@ impl Packages {
         self.scratch.path().join(name)
     }
 
-    /// The only file whose name ends so.
+    /// The only file with this ending.
     fn made(&self, ending: &str) -> PathBuf {
         let entries = fs::read_dir(self.path("out")).expect("the folder of the packages");
         let paths = entries.map(|entry| entry.expect("an entry").path());

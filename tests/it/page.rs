@@ -13,7 +13,7 @@ const TAB: &str = "\u{e004}";
 const ENTER: &str = "\u{e007}";
 const ESCAPE: &str = "\u{e00c}";
 
-/// A daemon with the tokens of alice, who may decide, and of a build, which may look.
+/// A daemon with a token of alice that may decide, and one of a build that may look.
 async fn scene(gates: Value) -> (Scene, Daemon) {
     let scene = Scene::new();
     let file = |name: &str| scene.ferry.file(name, &format!("token-of-{name}\n"));

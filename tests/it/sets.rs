@@ -71,6 +71,21 @@ impl Shop {
         MEMBERS.iter().for_each(|one| self.push(one, tag, version));
     }
 
+    /// Pushes a version of all members, and `latest` of it.
+    fn push_release(&self, version: u64) {
+        self.push_all(&format!("v{version}"), version);
+        self.push_all("latest", version);
+    }
+
+    /// Production refuses to name this tag of a member.
+    fn refuse(&self, member: &'static str, tag: &'static str) {
+        self.production
+            .on(move |asked| match is_put(asked, member, tag) {
+                true => Answer::Reply(Reply::status(400)),
+                false => Answer::Pass,
+            });
+    }
+
     /// The versions that production names under a tag.
     fn there(&self, tag: &str) -> [Option<u64>; 3] {
         MEMBERS.map(|member| {
@@ -254,24 +269,17 @@ async fn a_moving_tag_of_a_torn_set_goes_back_and_stays() {
 async fn a_new_digest_ends_the_hold_of_a_torn_set() {
     let shop = Shop::new();
     let daemon = shop.ferry.start_ready().await;
-    shop.push_all("v1", 1);
-    shop.push_all("latest", 1);
+    shop.push_release(1);
     shop.ferry.sync(&[]).await.expect(0);
     shop.until_there("latest", [Some(1); 3]).await;
-    shop.production
-        .on(|asked| match is_put(asked, "web", "latest") {
-            true => Answer::Reply(Reply::status(400)),
-            false => Answer::Pass,
-        });
-    shop.push_all("v2", 2);
-    shop.push_all("latest", 2);
+    shop.refuse("web", "latest");
+    shop.push_release(2);
     shop.ferry.sync(&[]).await;
     daemon.says("a set is torn").await;
     shop.until_there("latest", [Some(1); 3]).await;
     assert_eq!(shop.decisions().await.len(), 1);
     shop.production.calm();
-    shop.push_all("v3", 3);
-    shop.push_all("latest", 3);
+    shop.push_release(3);
     shop.ferry.sync(&[]).await;
     shop.until_there("latest", [Some(3); 3]).await;
     assert_eq!(shop.decisions().await, Vec::<Value>::new());
@@ -283,18 +291,12 @@ async fn a_rollback_after_a_torn_set_goes_further_back() {
     let shop = Shop::new();
     let daemon = shop.ferry.start_ready().await;
     for version in 1..=2 {
-        shop.push_all(&format!("v{version}"), version);
-        shop.push_all("latest", version);
+        shop.push_release(version);
         shop.ferry.sync(&[]).await;
         shop.until_there("latest", [Some(version); 3]).await;
     }
-    shop.production
-        .on(|asked| match is_put(asked, "worker", "latest") {
-            true => Answer::Reply(Reply::status(400)),
-            false => Answer::Pass,
-        });
-    shop.push_all("v3", 3);
-    shop.push_all("latest", 3);
+    shop.refuse("worker", "latest");
+    shop.push_release(3);
     shop.ferry.sync(&[]).await;
     daemon.says("a set is torn").await;
     shop.until_there("latest", [Some(2); 3]).await;
@@ -307,11 +309,7 @@ async fn a_rollback_after_a_torn_set_goes_further_back() {
 async fn a_fixed_tag_of_a_torn_set_stays_and_is_reported() {
     let shop = Shop::new();
     let daemon = shop.ferry.start_ready().await;
-    shop.production
-        .on(|asked| match is_put(asked, "worker", "v1") {
-            true => Answer::Reply(Reply::status(400)),
-            false => Answer::Pass,
-        });
+    shop.refuse("worker", "v1");
     shop.push_all("v1", 1);
     shop.ferry.sync(&[]).await.expect(1);
     daemon.says("a set is torn").await;
@@ -338,11 +336,7 @@ async fn a_fixed_tag_of_a_torn_set_stays_and_is_reported() {
 async fn a_set_of_which_nothing_was_named_is_not_torn() {
     let shop = Shop::new();
     let _daemon = shop.ferry.start_ready().await;
-    shop.production
-        .on(|asked| match is_put(asked, "api", "v1") {
-            true => Answer::Reply(Reply::status(400)),
-            false => Answer::Pass,
-        });
+    shop.refuse("api", "v1");
     shop.push_all("v1", 1);
     let run = shop.ferry.sync(&[]).await.expect(1);
     assert_eq!(job_of(&run, "api")["result"], "failed");
@@ -358,8 +352,7 @@ async fn a_set_of_which_nothing_was_named_is_not_torn() {
 async fn a_moving_tag_waits_until_all_members_name_one_version() {
     let shop = Shop::new();
     let daemon = shop.ferry.start_ready().await;
-    shop.push_all("v1", 1);
-    shop.push_all("latest", 1);
+    shop.push_release(1);
     shop.ferry.sync(&[]).await.expect(0);
     shop.until_there("latest", [Some(1); 3]).await;
     shop.push_all("v2", 2);
@@ -450,8 +443,7 @@ async fn a_hold_between_two_members_tears_the_set() {
 async fn a_read_that_lags_after_our_own_write_tears_no_set() {
     let shop = Shop::new();
     let _daemon = shop.ferry.start_ready().await;
-    shop.push_all("v1", 1);
-    shop.push_all("latest", 1);
+    shop.push_release(1);
     shop.ferry.sync(&[]).await.expect(0);
     shop.until_there("latest", [Some(1); 3]).await;
     let gate = Gate::closed();
@@ -461,8 +453,7 @@ async fn a_read_that_lags_after_our_own_write_tears_no_set() {
             true => Answer::Hold(there.clone()),
             false => Answer::Pass,
         });
-    shop.push_all("v2", 2);
-    shop.push_all("latest", 2);
+    shop.push_release(2);
     let syncing = shop.ferry.sync(&[]);
     let lagging = async {
         gate.arrived(1).await;
@@ -503,11 +494,7 @@ async fn a_naming_that_a_kill_interrupts_goes_on_after_the_restart() {
         daemon.killed().await;
         shop.production.calm();
         if is_refused_later {
-            shop.production
-                .on(|asked| match is_put(asked, "worker", "v1") {
-                    true => Answer::Reply(Reply::status(400)),
-                    false => Answer::Pass,
-                });
+            shop.refuse("worker", "v1");
         }
         shop.forget();
         let daemon = shop.ferry.start().await;

@@ -33,6 +33,19 @@ pub fn approve(tag: &str, image: &Image) -> Value {
     json!({"kind": "approve", "target": format!("app:{tag}"), "digest": image.digest()})
 }
 
+/// The receiver of [`scene`] is told of a push.
+pub async fn tell_of_push(daemon: &Daemon, tag: &str, pusher: &str) {
+    let event = json!({"repository": "app", "tag": tag, "pusher": pusher});
+    let told = daemon
+        .request("/v1/events/pushes")
+        .header("content-type", "application/json")
+        .body(event.to_string())
+        .send()
+        .await
+        .expect("the daemon answers");
+    assert_eq!(told.status().as_u16(), 202);
+}
+
 #[tokio::test]
 async fn a_person_agrees() {
     let (scene, daemon) = scene(json!({"approval": {"people": 1}})).await;
@@ -146,15 +159,7 @@ async fn who_pushed_it_does_not_count() {
     let (scene, daemon) = scene(json!({"approval": {"people": 1}})).await;
     let image = Image::oci(1, &[100]);
     scene.staging.push("app", "v1", &image);
-    let event = json!({"repository": "app", "tag": "v1", "pusher": user()});
-    let told = daemon
-        .request("/v1/events/pushes")
-        .header("content-type", "application/json")
-        .body(event.to_string())
-        .send()
-        .await
-        .expect("the daemon answers");
-    assert_eq!(told.status().as_u16(), 202);
+    tell_of_push(&daemon, "v1", &user()).await;
     daemon.says("approved by 0 of 1").await;
     scene.run(&["approve", "app:v1"]).await.expect(0);
     let run = scene.ferry.sync(&["--tag", "v1"]).await.expect(4);

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::approve::{approve, scene};
+use super::approve::{approve, scene, tell_of_push};
 use super::rights::decide;
 use super::{Scene, reasons};
 use crate::support::*;
@@ -15,15 +15,7 @@ async fn pushed_by(daemon: &Daemon, tag: &str, pusher: &str) {
         looks.unwrap_or_default()
     };
     let before = looks().await;
-    let event = json!({"repository": "app", "tag": tag, "pusher": pusher});
-    let told = daemon
-        .request("/v1/events/pushes")
-        .header("content-type", "application/json")
-        .body(event.to_string())
-        .send()
-        .await
-        .expect("the daemon answers");
-    assert_eq!(told.status().as_u16(), 202);
+    tell_of_push(daemon, tag, pusher).await;
     eventually("the event's look has ended", async || {
         (looks().await > before).then_some(())
     })

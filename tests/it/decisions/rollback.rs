@@ -430,10 +430,8 @@ async fn a_list_of_referrers_that_fails_stops_no_rollback() {
     );
 }
 
-/// Production and staging both name what the rollback replaces: all seemed well.
-#[tokio::test]
-async fn an_unfinished_rollback_is_told_of_a_tag_that_is_up_to_date() {
-    let (scene, daemon, first, second) = moved_on().await;
+/// The daemon is killed before the rollback's request acts. Starts another one.
+async fn killed_before_it_moved(scene: &Scene, daemon: Daemon) -> Daemon {
     scene.production.on(|asked| match asked.kind {
         Kind::ManifestPut => Answer::Hang,
         _ => Answer::Pass,
@@ -444,7 +442,14 @@ async fn an_unfinished_rollback_is_told_of_a_tag_that_is_up_to_date() {
     daemon.killed().await;
     assert_eq!(end_of(&mut back).await, 1);
     scene.production.calm();
-    let _daemon = scene.ferry.start_ready().await;
+    scene.ferry.start_ready().await
+}
+
+/// Production and staging both name what the rollback replaces: all seemed well.
+#[tokio::test]
+async fn an_unfinished_rollback_is_told_of_a_tag_that_is_up_to_date() {
+    let (scene, daemon, first, second) = moved_on().await;
+    let _daemon = killed_before_it_moved(&scene, daemon).await;
     let unmoved = format!("production still names {}", second.digest());
     for named in [&["--all", "--tag", "latest"][..], &["--all"]] {
         let equal = scene.ferry.sync(named).await.expect(0);
@@ -465,17 +470,7 @@ async fn a_rollback_that_was_killed_before_its_request_is_told_and_repeated() {
     let (scene, daemon, first, second) = moved_on().await;
     let third = Image::oci(3, &[300]);
     scene.staging.push("app", "latest", &third);
-    scene.production.on(|asked| match asked.kind {
-        Kind::ManifestPut => Answer::Hang,
-        _ => Answer::Pass,
-    });
-    let before = scene.production.count(Kind::ManifestPut);
-    let mut back = scene.ferry.spawn_command(&BACK);
-    scene.production.seen(Kind::ManifestPut, before + 1).await;
-    daemon.killed().await;
-    assert_eq!(end_of(&mut back).await, 1);
-    scene.production.calm();
-    let _daemon = scene.ferry.start_ready().await;
+    let _daemon = killed_before_it_moved(&scene, daemon).await;
     let held = scene.ferry.sync(&["--tag", "latest"]).await.expect(4);
     let told = reasons(&held.job("latest"));
     let unmoved = format!("production still names {}", second.digest());

@@ -14,7 +14,7 @@ fn tokens(provider: &Provider) -> Value {
     })
 }
 
-/// A daemon between two registries whose API takes tokens of `provider`, with these gates.
+/// A daemon between two registries with these gates; its API takes tokens of `provider`.
 async fn api(provider: &Provider, gates: Value) -> (Scripted, Scripted, Ferry, Daemon) {
     let (staging, production) = (Scripted::start(), Scripted::start());
     let config = Config::new()

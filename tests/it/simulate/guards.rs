@@ -1,5 +1,5 @@
-//! What stands between a tag and its name in a simulated world: gates of routes, a service whose
-//! verdicts change, holds and denials of people, and what people order by hand.
+//! What stands between a tag and its name in a simulated world: gates of routes, a service with
+//! verdicts that change, holds and denials, and orders by hand.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -164,7 +164,7 @@ pub struct Line {
 }
 
 impl Judge {
-    /// A service whose verdicts change until that time.
+    /// A service with verdicts that change until that time.
     pub fn new(chance: Chance, trace: &Trace, calm: Duration) -> Judge {
         Judge {
             chance,

@@ -33,7 +33,7 @@ const LATELY: Duration = Duration::from_secs(5);
 /// What was so for this time could have been noticed.
 const NOTICED: Duration = Duration::from_secs(30);
 
-/// For so long a push is looked for whose tag does not show.
+/// How long a look searches for a pushed tag that does not show.
 const PUSH_SHOWS: Duration = Duration::from_secs(15);
 /// A blob is refused for good at most so often in a calm time of less than two hours.
 const REFUSED: usize = 4;

@@ -97,7 +97,7 @@ impl Line {
 struct Teller<'a> {
     names: &'a BTreeMap<Digest, String>,
     tag: Option<&'a str>,
-    /// The beginning of a digest whose uploads are told as well.
+    /// The beginning of a digest; its uploads are told as well.
     blob: Option<String>,
 }
 

@@ -142,7 +142,7 @@ impl Browser {
         lines.as_array().expect("a list").clone()
     }
 
-    /// Shows pages in a window of this size, for people who want them dark or light.
+    /// Shows pages in a window of this size, in the dark or the light colour scheme.
     pub async fn look_at(&self, width: u32, height: u32, scheme: &str) {
         let size =
             json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": false});
