@@ -315,9 +315,9 @@ impl Ledger {
     ) -> Result<Option<Numbered>, Fault> {
         let memory = self.decisions.clone();
         let change = move |db: &Connection| {
-            let in_force = in_force(db)?;
+            let acting = acting(db)?;
             let now = clock::now();
-            let ends: Vec<u64> = in_force
+            let ends: Vec<u64> = acting
                 .decisions
                 .iter()
                 .filter(|decision| memory.holds(decision, now))
@@ -455,7 +455,7 @@ pub(super) fn judge(
     if version(db)? == known.version {
         Ok(known.judge(candidate, now))
     } else {
-        Ok(in_force(db)?.judge(candidate, now))
+        Ok(acting(db)?.judge(candidate, now))
     }
 }
 
@@ -464,7 +464,16 @@ fn version(db: &Connection) -> rusqlite::Result<i64> {
         .query_row([], |row| row.get(0))
 }
 
+/// The decisions in force, and approvals that were used.
 fn in_force(db: &Connection) -> rusqlite::Result<InForce> {
+    Ok(InForce {
+        used: newest_used_approvals(db)?,
+        ..acting(db)?
+    })
+}
+
+/// The decisions in force alone.
+fn acting(db: &Connection) -> rusqlite::Result<InForce> {
     let mut rows = db.prepare_cached(
         "SELECT rows.id, rows.at, rows.kind, rows.content FROM decisions JOIN rows ON rows.id = decisions.row
         WHERE decisions.ended_by IS NULL ORDER BY decisions.row",
@@ -473,7 +482,7 @@ fn in_force(db: &Connection) -> rusqlite::Result<InForce> {
     Ok(InForce {
         version: version(db)?,
         decisions: decisions.collect::<rusqlite::Result<_>>()?,
-        used: newest_used_approvals(db)?,
+        used: Vec::new(),
     })
 }
 
@@ -538,8 +547,8 @@ pub(super) fn used(
     digest: &Digest,
     row: i64,
 ) -> rusqlite::Result<bool> {
-    let in_force = in_force(db)?;
-    let over: Vec<u64> = in_force
+    let acting = acting(db)?;
+    let over: Vec<u64> = acting
         .of_tag(place)
         .filter(|one| one.is_used_by(digest))
         .map(|one| one.id)
