@@ -32,11 +32,21 @@ export function hasToken() {
   return sessionStorage.getItem(KEY) !== null;
 }
 
-/// Reads `path` with these parameters; those without a value are left out.
-export async function read(path, parameters = {}) {
+/// What changes whenever the ledger has a new row, of this process or of another.
+export function ledgerState() {
+  return `${known.status.started} ${known.status.rows_added}`;
+}
+
+/// Parameters as the query of an address; those without a value are left out.
+export function queryOf(parameters) {
   const given = Object.entries(parameters).filter(([, value]) => value);
   const query = new URLSearchParams(given).toString();
-  return (await send(query ? `${path}?${query}` : path, {})).body;
+  return query && `?${query}`;
+}
+
+/// Reads `path` with these parameters.
+export async function read(path, parameters = {}) {
+  return (await send(path + queryOf(parameters), {})).body;
 }
 
 /// Orders a decision; returns its row. A rollback may have to carry an image first.

@@ -1,18 +1,10 @@
 // Decisions: those in force with their release, those that ever were, and a form for a hold.
 
 import { actButton } from "./act.js";
-import { known, may, read } from "./api.js";
+import { known, ledgerState, may, read } from "./api.js";
 import { badge, digest, element, moment, replace, said } from "./element.js";
 
 const SHOWN = 100;
-/// The right that ends a decision is that of ordering it.
-const RIGHT = {
-  hold: "hold",
-  approve: "approve",
-  deny: "deny",
-  accept: "accept",
-  rollback: "rollback",
-};
 
 /// The view.
 export function decisionsView(_parameters, refresh) {
@@ -29,7 +21,7 @@ export function decisionsView(_parameters, refresh) {
       decisionList(status.decisions, refresh),
       ...orders(refresh),
     );
-    const now = `${status.started} ${status.rows_added}`;
+    const now = ledgerState();
     if (now === read_at) return;
     const rows = (await read("/v1/decisions")).decisions.slice(0, SHOWN);
     replace(
@@ -75,7 +67,8 @@ export function decisionList(decisions, refresh) {
         "li",
         {},
         ...ordered(one),
-        known.caller.rights.includes(RIGHT[one.kind]) &&
+        // The right that ends a decision is that of ordering it.
+        known.caller.rights.includes(one.kind) &&
           element("p", { class: "buttons" }, actButton("release", { decision: one }, refresh)),
       ),
     ),

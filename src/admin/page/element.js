@@ -1,5 +1,7 @@
 // Elements. Text of others becomes text nodes and attributes here; nothing is ever read as markup.
 
+import { queryOf } from "./api.js";
+
 /// An element with attributes and children; children are elements, texts or lists of them.
 export function element(name, attributes = {}, ...children) {
   const made = document.createElement(name);
@@ -8,8 +10,13 @@ export function element(name, attributes = {}, ...children) {
     else if (value === true) made.setAttribute(key, "");
     else if (value !== false && value != null) made.setAttribute(key, value);
   }
-  made.append(...children.flat(Infinity).filter((child) => child != null && child !== false));
+  made.append(...nodes(children));
   return made;
+}
+
+/// Lists of lists as one, without what is left out.
+function nodes(children) {
+  return children.flat(Infinity).filter((child) => child != null && child !== false);
 }
 
 /// A text of a registry or a person, which does not change the direction of what stands around it.
@@ -38,7 +45,7 @@ function toldPart(part) {
 /// not lost. The focus and what was unfolded stay.
 export function replace(place, ...children) {
   const next = place.cloneNode(false);
-  next.append(...children.flat(Infinity).filter((child) => child != null && child !== false));
+  next.append(...nodes(children));
   if (next.isEqualNode(place)) return;
   const key = document.activeElement?.dataset?.key;
   const hasFocus = key && place.contains(document.activeElement);
@@ -61,9 +68,7 @@ export function link(page, parameters, ...children) {
 
 /// The address of a page; parameters without a value are left out.
 export function address(page, parameters = {}) {
-  const given = Object.entries(parameters).filter(([, value]) => value);
-  const query = new URLSearchParams(given).toString();
-  return `#/${page}${query && "?"}${query}`;
+  return `#/${page}${queryOf(parameters)}`;
 }
 
 /// A digest, short; all of it where the pointer rests.

@@ -1,7 +1,18 @@
 // The overview: counts, what needs a person, what moves, what was promoted, routes and registries.
 
-import { known, read } from "./api.js";
-import { badge, bytes, count, digest, element, link, moment, replace, said } from "./element.js";
+import { known, ledgerState, read } from "./api.js";
+import {
+  badge,
+  bytes,
+  count,
+  digest,
+  element,
+  link,
+  moment,
+  replace,
+  said,
+  words,
+} from "./element.js";
 import { decisionList } from "./decisions.js";
 import { reasonsOf, sides, tagLink } from "./parts.js";
 import { nextSteps } from "./steps.js";
@@ -40,7 +51,7 @@ export function overviewView(_parameters, refresh) {
     replace(moving, ...movingNow(status));
     replace(decided, ...inForce(status.decisions, refresh));
     replace(rest, ...routesAndRegistries(status));
-    const rows = `${status.started} ${status.rows_added}`;
+    const rows = ledgerState();
     if (rows !== read_at) {
       const list = (result, limit) =>
         read("/v1/tags", { result, limit }).then((answer) => answer.tags);
@@ -202,11 +213,7 @@ function routeCard(route) {
       "div",
       { class: "line" },
       link("tags", { route: route.name }, said(route.name)),
-      element(
-        "span",
-        { class: `pill ${route.up === false ? "bad" : route.up ? "good" : ""}` },
-        route.up === false ? "trouble" : route.up ? "fine" : "not looked at yet",
-      ),
+      upPill(route.up, "fine", "not looked at yet"),
     ),
     element(
       "p",
@@ -220,7 +227,7 @@ function routeCard(route) {
       { class: "hint" },
       numbers.map(([name, number], at) => [
         at > 0 && " · ",
-        `${number} ${name.replaceAll("_", " ")}`,
+        `${number} ${words(name)}`,
       ]),
     ),
     element(
@@ -240,17 +247,19 @@ function routeCard(route) {
   );
 }
 
+/// Whether something is up; nothing is known of it yet where that is neither true nor false.
+function upPill(up, fine, unknown) {
+  if (up === false) return element("span", { class: "pill bad" }, "trouble");
+  return element("span", { class: `pill ${up ? "good" : ""}` }, up ? fine : unknown);
+}
+
 function registryRow(registry) {
   return element(
     "li",
     { class: "line" },
     said(registry.name),
     element("span", { class: "hint" }, said(registry.url)),
-    element(
-      "span",
-      { class: `pill ${registry.up === false ? "bad" : registry.up ? "good" : ""}` },
-      registry.up === false ? "trouble" : registry.up ? "accepts us" : "not asked yet",
-    ),
+    upPill(registry.up, "accepts us", "not asked yet"),
     registry.trouble && element("span", { class: "reasons" }, said(registry.trouble)),
   );
 }

@@ -39,7 +39,7 @@ async function open() {
     else tab.removeAttribute("aria-current");
   }
   const make = VIEWS.get(page) ?? overviewView;
-  view = make(new URLSearchParams(query), refresh);
+  view = make(new URLSearchParams(query), renew);
   replace(main, view.root);
   window.scrollTo(0, 0);
   await refresh();
@@ -58,6 +58,12 @@ async function refresh() {
     if (shown === view) tell(error);
   }
   showBanner();
+}
+
+/// Has the view read anew, and asks what the daemon says now: an act changes that.
+async function renew() {
+  await refresh();
+  await watch();
 }
 
 /// Asks for the status again and again while the page can be seen: every few seconds, less often

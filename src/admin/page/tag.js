@@ -1,6 +1,6 @@
 // A tag's story: what both sides name, why, gates with their evidence, decisions, and what happened.
 
-import { known, read } from "./api.js";
+import { known, ledgerState, read } from "./api.js";
 import { badge, digest, element, link, moment, replace, said, words } from "./element.js";
 import { decisionList } from "./decisions.js";
 import { gate, reasonsOf, repositoryOf, targetOf } from "./parts.js";
@@ -25,12 +25,18 @@ export function tagView(parameters, refresh) {
     now,
     past,
   );
+  let rows = [];
+  let readAt = null;
   let newest = null;
   let views = [];
 
-  /// The ledger is asked at each change; both registries only where it has news about the tag.
+  /// The ledger is read where it has grown; both registries only where it has news about the tag.
   async function update() {
-    const rows = await history(repository, tag);
+    const state = ledgerState();
+    if (state !== readAt) {
+      rows = await history(repository, tag);
+      readAt = state;
+    }
     const key = `${rows[0]?.id} ${known.status.decisions.map((one) => one.id)}`;
     if (key !== newest) {
       views = (await read("/v1/tags", { repository, tag })).tags;
@@ -44,7 +50,7 @@ export function tagView(parameters, refresh) {
   }
 
   async function again() {
-    newest = null;
+    newest = readAt = null;
     await refresh();
   }
 

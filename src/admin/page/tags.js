@@ -1,6 +1,6 @@
 // The list of tags: chosen by route, result and text on the server, a page at a time.
 
-import { known, read } from "./api.js";
+import { known, ledgerState, read } from "./api.js";
 import { address, badge, element, moment, replace, words } from "./element.js";
 import { lastKnown, reasonsOf, tagLink } from "./parts.js";
 
@@ -47,6 +47,11 @@ export function tagsView(parameters, refresh) {
     refresh();
   }
 
+  /// What the list is of.
+  function choice() {
+    return JSON.stringify([ledgerState(), asked, wanted]);
+  }
+
   function showMore() {
     wanted += PAGE;
     refresh();
@@ -55,11 +60,11 @@ export function tagsView(parameters, refresh) {
   async function update() {
     const { status } = known;
     showRoutes(status.routes.map((route) => route.name));
-    const now = JSON.stringify([status.started, status.rows_added, asked, wanted]);
+    const now = choice();
     if (now === shown) return;
     const [tags, isMore] = await load(asked, wanted);
     // Another choice may have been made meanwhile.
-    if (now !== JSON.stringify([status.started, status.rows_added, asked, wanted])) return;
+    if (now !== choice()) return;
     replace(body, tags.map(row));
     table.hidden = !tags.length;
     const button = { type: "button", "data-key": "more", onclick: showMore };
@@ -135,10 +140,10 @@ function filters(asked, choose) {
     field(text, "Repository or tag"),
   );
   const showRoutes = (names) => {
-    if (route.options.length === names.length + 1) return;
-    const options = names.map((name) => element("option", { value: name }, name));
-    route.replaceChildren(element("option", { value: "" }, "all"), ...options);
-    route.value = asked.route ?? "";
+    const option = (value, label) => element("option", { value }, label);
+    const options = names.map((name) => option(name, name));
+    replace(route, option("", "all"), options);
+    if (route.value !== (asked.route ?? "")) route.value = asked.route ?? "";
   };
   return { form, showRoutes };
 }
