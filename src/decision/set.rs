@@ -74,6 +74,7 @@ impl SetMove {
 
     /// Whether it is of this tag.
     pub fn is_of(&self, place: &TagId) -> bool {
-        self.place() == *place
+        let repository = (self.origin.as_str(), &self.repository);
+        repository == (place.origin.as_str(), &place.repository) && self.tag == place.tag
     }
 }

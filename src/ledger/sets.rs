@@ -3,7 +3,7 @@
 use rusqlite::{Connection, OptionalExtension as _, params};
 
 use super::raw::json;
-use super::{Ledger, unreadable, unwritable};
+use super::{Ledger, tag_records, unreadable, unwritable};
 use crate::decision::SetName;
 use crate::endpoint::Origin;
 use crate::fault::Fault;
@@ -76,9 +76,15 @@ impl Ledger {
         self.store.read(act).await.map_err(unreadable)
     }
 
-    /// What a tag is known to name, where nothing was reported of it since.
-    pub async fn named_at(&self, place: &TagId) -> Result<Option<Digest>, Fault> {
-        let record = self.written(place).await?;
-        Ok(record.digest.filter(|_| record.reported.is_none()))
+    /// What each of some tags is known to name, where nothing was reported of it since.
+    pub async fn named_at(&self, places: Vec<TagId>) -> Result<Vec<Option<Digest>>, Fault> {
+        let act = move |db: &Connection| {
+            let named = places.iter().map(|place| {
+                let record = tag_records::of_place(db, place)?;
+                Ok(record.digest.filter(|_| record.reported.is_none()))
+            });
+            named.collect()
+        };
+        self.store.read(act).await.map_err(unreadable)
     }
 }

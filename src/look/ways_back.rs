@@ -50,7 +50,8 @@ impl<B: Repositories> RepositoryLook<'_, B> {
                 let place = moved.place();
                 let is_here = place.origin == *side.repository.origin()
                     && place.repository == *side.repository.repository();
-                let is_still_ours = is_here && ledger.named_at(&place).await? == Some(moved.digest);
+                let is_still_ours =
+                    is_here && ledger.named_at(vec![place.clone()]).await? == [Some(moved.digest)];
                 let to = moved.previous.filter(|_| is_still_ours);
                 ways.extend(to.map(|to| WayBack {
                     place,

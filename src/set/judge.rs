@@ -110,50 +110,13 @@ fn differs(set: &SetTag, facts: &[Fact]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
-    use std::sync::Arc;
 
     use super::*;
-    use crate::decision::{SetMove, SetName};
-    use crate::endpoint::Origin;
+    use crate::decision::SetMove;
     use crate::oci::Digest;
-    use crate::route::rules::Selection;
-    use crate::set::{Member, Sets};
 
     fn digest(text: &str) -> Digest {
         Digest::sha256(text.as_bytes())
-    }
-
-    fn set(tag: &str) -> SetTag {
-        let selection = Selection {
-            include: vec!["*".parse().unwrap()],
-            moving: vec!["latest".parse().unwrap()],
-            ..Selection::default()
-        };
-        let member = |name: &str| Member {
-            set: "shop".into(),
-            route: name.into(),
-            source: name.parse().unwrap(),
-            selection: selection.clone(),
-            origin: Origin::new("https://p.example"),
-            repository: format!("prod-{name}").parse().unwrap(),
-            naming: Default::default(),
-            shown: None,
-        };
-        let sets = Sets(["api", "web", "worker"].map(member).to_vec());
-        let place = crate::job::TagId {
-            origin: Origin::new("https://p.example"),
-            repository: "prod-web".parse().unwrap(),
-            tag: tag.parse().unwrap(),
-        };
-        let set = sets.of(&place).expect("a tag of the set");
-        assert_eq!(
-            set.name,
-            SetName {
-                set: Arc::from("shop"),
-                tag: place.tag
-            }
-        );
-        set
     }
 
     /// `-` missing, `h` held, `r` ready, `s` ready long ago, `n` named; then the versions.
@@ -178,7 +141,7 @@ mod tests {
     }
 
     fn judged(tag: &str, facts: [&str; 3]) -> Verdict {
-        judge(&set(tag), &facts.map(fact), None)
+        judge(&SetTag::sample(tag), &facts.map(fact), None)
     }
 
     #[test]
@@ -229,7 +192,7 @@ mod tests {
 
     #[test]
     fn what_has_begun_goes_on_and_is_torn_by_what_it_has_moved() {
-        let set = set("latest");
+        let set = SetTag::sample("latest");
         let facts = ["rv2", "rv2", "rv2"].map(fact);
         let naming = Naming::of(&set, &facts, jiff::Timestamp::UNIX_EPOCH);
         let now = ["nv2", "hv2", "rv2"].map(fact);

@@ -126,13 +126,19 @@ impl Sets {
         counts.max().unwrap_or_default()
     }
 
+    /// The name of the tag of a set that a tag of a destination is part of.
+    pub fn name_of(&self, place: &TagId) -> Option<SetName> {
+        self.0.iter().find_map(|member| {
+            Some(SetName {
+                tag: member.source_tag(place)?,
+                set: member.set.clone(),
+            })
+        })
+    }
+
     /// The tag of a set that a tag of a destination is part of.
     pub fn of(&self, place: &TagId) -> Option<SetTag> {
-        let found = self
-            .0
-            .iter()
-            .find_map(|member| Some((member.set.clone(), member.source_tag(place)?)));
-        let (set, tag) = found?;
+        let SetName { set, tag } = self.name_of(place)?;
         let of_set = self.0.iter().filter(|member| member.set == set);
         let members: Vec<MemberTag> = of_set.filter_map(|member| member.tagged(&tag)).collect();
         let is_moving = |one: &MemberTag| one.member.selection.is_moving(&tag);
@@ -145,10 +151,10 @@ impl Sets {
 }
 
 impl SetTag {
-    /// The position of a tag of a destination among the members.
-    pub fn position(&self, place: &TagId) -> Option<usize> {
-        let is_here = |one: &MemberTag| one.key.destination == *place;
-        self.members.iter().position(is_here)
+    /// The member with a tag of a destination.
+    pub fn member(&self, place: &TagId) -> Option<&MemberTag> {
+        let is_here = |one: &&MemberTag| one.key.destination == *place;
+        self.members.iter().find(is_here)
     }
 }
 
@@ -160,5 +166,42 @@ impl MemberTag {
             Some(destination) => format!("{route}:{tag} in {destination}"),
             None => format!("{route}:{tag}"),
         }
+    }
+}
+
+#[cfg(test)]
+impl SetTag {
+    /// A tag of the set `shop`: of api, web and worker. `latest` moves.
+    pub(crate) fn sample(tag: &str) -> SetTag {
+        let selection = Selection {
+            include: vec!["*".parse().unwrap()],
+            moving: vec!["latest".parse().unwrap()],
+            ..Selection::default()
+        };
+        let member = |name: &str| Member {
+            set: "shop".into(),
+            route: name.into(),
+            source: name.parse().unwrap(),
+            selection: selection.clone(),
+            origin: Origin::new("https://p.example"),
+            repository: format!("prod-{name}").parse().unwrap(),
+            naming: Default::default(),
+            shown: None,
+        };
+        let sets = Sets(["api", "web", "worker"].map(member).to_vec());
+        let place = TagId {
+            origin: Origin::new("https://p.example"),
+            repository: "prod-web".parse().unwrap(),
+            tag: tag.parse().unwrap(),
+        };
+        let set = sets.of(&place).expect("a tag of the set");
+        assert_eq!(
+            set.name,
+            SetName {
+                set: "shop".into(),
+                tag: place.tag
+            }
+        );
+        set
     }
 }

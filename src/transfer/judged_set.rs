@@ -20,13 +20,13 @@ pub(super) struct JudgedSet {
 impl Engine {
     /// Judges a tag of a set.
     pub(super) async fn judge_set(&self, id: &GroupId, set: &SetTag) -> Result<JudgedSet, Fault> {
-        let mut named = Vec::new();
-        for member in &set.members {
-            named.push(self.ledger.named_at(&member.key.destination).await?);
-        }
+        // Memory before the ledger: memory forgets a job after the ledger has recorded it.
+        let seen = self.sets.states(id, set);
+        let places = set.members.iter().map(|one| one.key.destination.clone());
+        let named = self.ledger.named_at(places.collect()).await?;
         let mut facts = Vec::new();
-        let states = self.sets.states(id, set, &named);
-        for (member, state) in set.members.iter().zip(states) {
+        for ((member, seen), named) in set.members.iter().zip(seen).zip(&named) {
+            let state = state(seen, *named);
             let versions = match set.is_moving {
                 true => self.versions(member, &state).await?,
                 false => BTreeSet::new(),
@@ -59,5 +59,15 @@ impl Engine {
             .iter()
             .filter_map(|tag| member.member.version(tag))
             .collect())
+    }
+}
+
+/// The state of a member by what memory has seen and what the ledger knows production to name.
+fn state(seen: Option<State>, named: Option<Digest>) -> State {
+    match (seen, named) {
+        (Some(State::Ready { digest, .. }), Some(named)) if digest == named => State::Named(named),
+        (Some(seen), _) => seen,
+        (None, Some(named)) => State::Named(named),
+        (None, None) => State::Missing,
     }
 }

@@ -458,3 +458,17 @@ impl Engine {
         promotion.completed(completion, tally.requests())
     }
 }
+
+#[cfg(test)]
+impl Engine {
+    /// An engine with empty stores and usual settings, for unit tests.
+    pub(crate) fn in_memory() -> Engine {
+        Engine::new(
+            Settings::default(),
+            Index::in_memory(),
+            Ledger::in_memory(),
+            Default::default(),
+            Metrics::new(&prometheus::Registry::new()).unwrap(),
+        )
+    }
+}

@@ -251,19 +251,6 @@ mod tests {
     /// One page: its entries, how many are new, and the address of the next page.
     type Shape = (usize, Option<u8>);
 
-    fn engine() -> Engine {
-        let metrics = crate::transfer::Metrics::new(&prometheus::Registry::new()).unwrap();
-        let index = crate::index::Index::in_memory();
-        let ledger = crate::ledger::Ledger::in_memory();
-        Engine::new(
-            Default::default(),
-            index,
-            ledger,
-            Default::default(),
-            metrics,
-        )
-    }
-
     async fn read(
         engine: &Engine,
         most: usize,
@@ -313,7 +300,7 @@ mod tests {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
             // After the last shape the registry repeats it without end.
             let shape = |number: usize| shapes[(number - 1).min(shapes.len() - 1)];
-            let (result, asked, taken) = runtime.block_on(read(&engine(), 200, |number| page(shape(number))));
+            let (result, asked, taken) = runtime.block_on(read(&Engine::in_memory(), 200, |number| page(shape(number))));
             prop_assert!(asked <= 256 + 1, "{asked} pages");
             match result {
                 Ok(has_list) => {
@@ -333,17 +320,18 @@ mod tests {
             invalid: 0,
             next: Some(Cursor(number.to_string())),
         };
-        let (result, asked, _) = read(&engine(), MOST, |number| fresh(number, 0)).await;
+        let (result, asked, _) = read(&Engine::in_memory(), MOST, |number| fresh(number, 0)).await;
         assert_eq!(
             (result.unwrap_err().class(), asked),
             (Class::Rejected, BARREN + 1)
         );
-        let (result, asked, _) = read(&engine(), MOST, |number| fresh(number, 1)).await;
+        let (result, asked, _) = read(&Engine::in_memory(), MOST, |number| fresh(number, 1)).await;
         assert_eq!(
             (result.unwrap_err().class(), asked),
             (Class::Rejected, PAGES + 1)
         );
-        let (result, asked, taken) = read(&engine(), MOST, |number| fresh(number, 1000)).await;
+        let (result, asked, taken) =
+            read(&Engine::in_memory(), MOST, |number| fresh(number, 1000)).await;
         assert_eq!(
             (result.unwrap_err().class(), asked, taken),
             (Class::Rejected, MOST / 1000 + 1, MOST)
@@ -376,7 +364,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_list_ends_with_the_time_that_its_registry_asks_for() {
-        let engine = engine();
+        let engine = Engine::in_memory();
         let origin = Origin::new("http://127.0.0.1:1");
         let what = "the tags".to_owned();
         let stop = Stop::default();

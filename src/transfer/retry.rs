@@ -567,18 +567,7 @@ mod tests {
     }
 
     fn idle_engine() -> (Engine, std::sync::Arc<RegistryLimiter>) {
-        let metrics = crate::transfer::Metrics::new(&prometheus::Registry::new()).unwrap();
-        let (index, ledger) = (
-            crate::index::Index::in_memory(),
-            crate::ledger::Ledger::in_memory(),
-        );
-        let engine = Engine::new(
-            Default::default(),
-            index,
-            ledger,
-            Default::default(),
-            metrics,
-        );
+        let engine = Engine::in_memory();
         let limiter = engine
             .limits
             .of(&crate::endpoint::Origin::new("http://127.0.0.1:1"));

@@ -157,7 +157,9 @@ impl Engine {
             };
             return self.tear(id, set, &judged, next, &why, facts).await;
         }
-        if !is_next || completion.outcome == Outcome::Promoted {
+        // Its turn may have come while it ended as waiting: no other member wakes it then.
+        let has_waited = completion.set_wait.is_some();
+        if !is_next || has_waited || completion.outcome == Outcome::Promoted {
             self.sets.wake(id, &next.key);
         }
         Ok(())
@@ -189,20 +191,8 @@ impl Engine {
         }
         let seconds = took.map_or(0.0, |took| took.as_secs_f64());
         tracing::info!(set = %set.name, seconds, "a set was named");
-        self.wake_moving(id, set);
+        self.sets.wake_others(id);
         Ok(())
-    }
-
-    /// Has the moving tags of a set looked at that wait for a version in common.
-    fn wake_moving(&self, id: &GroupId, set: &SetTag) {
-        let members: Vec<_> = set.members.iter().map(|one| one.member.clone()).collect();
-        let sets = crate::set::Sets(members);
-        let key = |place: &TagId| -> Option<Key> {
-            let other = sets.of(place)?;
-            let position = other.position(place)?;
-            Some(other.members[position].key.clone())
-        };
-        self.sets.wake_others(id, key);
     }
 
     /// Has the other members of a set looked at.
@@ -238,6 +228,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         let place = &self.job.key.destination;
         let id = GroupId::of(&set, self.job.dry_run);
         let ready = Ready {
+            key: self.job.key.clone(),
             digest,
             previous: facts.destination,
             candidate: self.candidate(place, digest, contents),
@@ -328,8 +319,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             if is_as_announced || !set.is_moving {
                 return Ok(true);
             }
-            let own = set.members.iter().find(|one| one.key.destination == *place);
-            if let Some(own) = own {
+            if let Some(own) = set.member(place) {
                 let why = "staging moved it meanwhile";
                 let facts = RunFacts::default();
                 engine.tear(id, set, judged, own, why, &facts).await?;
@@ -365,8 +355,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
                 }
                 DecisionVerdict::Unknown => {
                     engine.sets.forget(id, place);
-                    let member = set.position(place).map(|at| &set.members[at]);
-                    if let Some(member) = member {
+                    if let Some(member) = set.member(place) {
                         engine.sets.wake(id, &member.key);
                     }
                 }
@@ -374,5 +363,50 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             is_stopped = true;
         }
         is_stopped
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::Actor;
+    use crate::set::{Fact, State};
+    use crate::transfer::completion::Cost;
+
+    /// The first member was named while the second ended as waiting: nothing else wakes it.
+    #[tokio::test]
+    async fn a_member_that_ends_as_waiting_when_its_turn_has_come_is_woken() {
+        let engine = Engine::in_memory();
+        let set = SetTag::sample("v1");
+        let digest = Digest::sha256(b"v1");
+        let ready = Fact {
+            state: State::Ready {
+                digest,
+                previous: None,
+                is_fresh: true,
+            },
+            versions: Default::default(),
+        };
+        let naming = Naming::of(&set, &vec![ready; 3], clock::now());
+        engine.ledger.begin_set(&set.name, &naming).await.unwrap();
+        let [api, web, _] = [0, 1, 2].map(|at| set.members[at].key.clone());
+        engine
+            .ledger
+            .found(&api.destination, &digest)
+            .await
+            .unwrap();
+        let job = Job {
+            rollback: None,
+            ..Job::back(web.clone(), digest, digest, 0, Actor::daemon())
+        };
+        let completion = Completion {
+            outcome: Outcome::Waiting,
+            set: Some(set),
+            set_wait: Some(SetWait::incomplete("set shop lacks api:v1".into())),
+            ..Completion::empty(Cost::default())
+        };
+        let facts = RunFacts::default();
+        engine.settle_in_set(&job, &completion, &facts).await;
+        assert_eq!(engine.sets.take_woken(), [web].into());
     }
 }

@@ -19,7 +19,8 @@ use crate::job::{Key, TagId};
 use crate::oci::Digest;
 use crate::set::{SetTag, Sets, State};
 
-/// Most tags of sets of which something is known. Beyond that all is found again by looks.
+/// Most tags of sets of which something is known. Beyond that what has no job is found again by
+/// looks.
 const MOST: usize = 20_000;
 
 /// Tells the sets of the config in force.
@@ -30,6 +31,11 @@ impl CurrentSets {
     /// Asks `sets` each time.
     pub fn new(sets: impl Fn() -> Arc<Sets> + Send + Sync + 'static) -> CurrentSets {
         CurrentSets(Some(Arc::new(sets)))
+    }
+
+    /// The name of the tag of a set that a tag of a destination is part of.
+    pub fn name_of(&self, place: &TagId) -> Option<SetName> {
+        self.0.as_ref()?().name_of(place)
     }
 
     /// The tag of a set that a tag of a destination is part of.
@@ -64,6 +70,8 @@ impl GroupId {
 /// A member that has passed all but the set.
 #[derive(Clone, Debug)]
 pub(super) struct Ready {
+    /// The key of its job.
+    pub(super) key: Key,
     pub(super) digest: Digest,
     pub(super) previous: Option<Digest>,
     /// What the decisions in force are asked about.
@@ -154,16 +162,20 @@ impl Memory {
 
     fn group(&mut self, id: &GroupId) -> &mut Group {
         if self.groups.len() >= MOST && !self.groups.contains_key(id) {
-            self.groups.clear();
+            self.groups.retain(|_, group| group.has_jobs());
         }
         self.groups.entry(id.clone()).or_default()
     }
 }
 
 impl Group {
+    fn has_jobs(&self) -> bool {
+        !self.waiting.is_empty() || !self.under_way.is_empty()
+    }
+
     /// Whether nothing is known, and no job is there.
     fn is_idle(&self) -> bool {
-        self.seen.is_empty() && self.waiting.is_empty() && self.under_way.is_empty()
+        self.seen.is_empty() && !self.has_jobs()
     }
 }
 
@@ -228,7 +240,7 @@ impl SetMembers {
         self.lock().group(id).first.get_or_insert_with(Instant::now);
     }
 
-    /// All is over with a tag of a set, and memory has no use for it. Returns when its first member was named.
+    /// All is over with a tag of a set. Returns when its first member was named.
     pub(super) fn end(&self, id: &GroupId) -> Option<Instant> {
         let mut memory = self.lock();
         let group = memory.groups.get_mut(id)?;
@@ -246,30 +258,21 @@ impl SetMembers {
         self.lock().group(id).changed.clone()
     }
 
-    /// The members' states; `named`: what production is known to name.
-    pub(super) fn states(
-        &self,
-        id: &GroupId,
-        set: &SetTag,
-        named: &[Option<Digest>],
-    ) -> Vec<State> {
+    /// The members' states as far as memory knows them.
+    pub(super) fn states(&self, id: &GroupId, set: &SetTag) -> Vec<Option<State>> {
         let memory = self.lock();
-        let seen = |place: &TagId| memory.seen(id, place);
-        let state = |(place, named): (&TagId, &Option<Digest>)| match (seen(place), named) {
-            (Some(Seen::Ready(ready)), named) if *named == Some(ready.digest) => {
-                State::Named(ready.digest)
-            }
-            (Some(Seen::Ready(ready)), _) => State::Ready {
+        let state = |seen: &Seen| match seen {
+            Seen::Ready(ready) => State::Ready {
                 digest: ready.digest,
                 previous: ready.previous,
                 is_fresh: ready.at.elapsed() < HOLDS,
             },
-            (Some(Seen::KeptBack(how)), _) => State::KeptBack(how.clone()),
-            (None, Some(digest)) => State::Named(*digest),
-            (None, None) => State::Missing,
+            Seen::KeptBack(how) => State::KeptBack(how.clone()),
         };
         let places = set.members.iter().map(|member| &member.key.destination);
-        places.zip(named).map(state).collect()
+        places
+            .map(|place| memory.seen(id, place).map(state))
+            .collect()
     }
 
     /// What the ready members are judged by.
@@ -306,16 +309,18 @@ impl SetMembers {
     }
 
     /// Has the other tags of a set looked at that wait for a version.
-    pub(super) fn wake_others(&self, id: &GroupId, keys: impl Fn(&TagId) -> Option<Key>) {
+    pub(super) fn wake_others(&self, id: &GroupId) {
         let mut memory = self.lock();
         let others = memory.groups.iter().filter(|(other, _)| {
             other.name.set == id.name.set && other.name != id.name && !other.is_dry_run
         });
-        let ready = others.flat_map(|(_, group)| {
-            let ready = group.seen.iter();
-            ready.filter(|(_, seen)| matches!(seen, Seen::Ready(_)))
-        });
-        let keys: Vec<Key> = ready.filter_map(|(place, _)| keys(place)).collect();
+        let seen = others.flat_map(|(_, group)| group.seen.values());
+        let keys: Vec<Key> = seen
+            .filter_map(|seen| match seen {
+                Seen::Ready(ready) => Some(ready.key.clone()),
+                Seen::KeptBack(_) => None,
+            })
+            .collect();
         memory.woken.extend(keys);
         self.news.notify_one();
     }

@@ -173,7 +173,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             routes: self.job.routes.clone(),
             registry: self.destination.registry().into(),
             place: place.clone(),
-            set: self.stop.sets.of(own).map(|set| set.name),
+            set: self.stop.sets.name_of(own),
             beside: (place != own).then(|| own.clone()),
             digest,
             rollback: self.job.rollback,
@@ -277,6 +277,9 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     /// that lags and what was seen before the hold tell nothing of that, nor does what another
     /// source names.
     async fn end_mended(&self, facts: &TagFacts, in_force: &InForce) -> Result<(), Fault> {
+        if in_force.torn(self.expiry_time()).next().is_none() {
+            return Ok(());
+        }
         let job = self.job;
         let is_told = facts.source_at.is_some() && !job.explicit && !job.dry_run;
         let staging = facts.source.filter(|_| is_told);

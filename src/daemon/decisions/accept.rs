@@ -75,7 +75,7 @@ impl Decider {
             routes: tag.routes.clone(),
             registry: tag.there.registry().into(),
             place: tag.place.clone(),
-            set: sets.of(&tag.place).map(|set| set.name),
+            set: sets.name_of(&tag.place),
             beside: None,
             digest: staging,
             rollback: None,
