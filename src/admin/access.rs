@@ -122,9 +122,12 @@ impl Rules {
                     "the request has no Host header: send one",
                 ));
             }
-            // A receiver has a secret of its own, and a registry knows us by some name.
-            let by_name = context.secret_check.is_valid()
-                || guard == Guard::Receiver
+            // A receiver has a secret of its own, and a registry knows us by some name. A refused
+            // token of an issuer learns its reason from the guard, which lets nothing through.
+            let by_name = matches!(
+                context.secret_check,
+                SecretCheck::Valid(_) | SecretCheck::Refused(_)
+            ) || guard == Guard::Receiver
                 || (matches!(guard, Guard::Open | Guard::Page) && !is_loopback(address.ip()));
             if !by_name && !hosts.iter().all(is_literal) {
                 let text = "this name is not known here; use the IP address or localhost, or show the secret";

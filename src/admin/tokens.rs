@@ -173,17 +173,24 @@ impl Tokens {
             return SecretCheck::Wrong;
         };
         let mut found = SecretCheck::Wrong;
+        // Of several tokens of one issuer the first reads its keys.
+        let mut claims = None;
         for HashedToken { token, .. } in self.read().iter() {
             let Proof::Oidc(verifier) = &token.proof else {
                 continue;
             };
-            let accepted = verifier.verify(shown).await;
+            if claims.is_none() {
+                match verifier.signed(shown).await {
+                    Ok(signed) => claims = Some(signed),
+                    Err(oidc::Refused::NotAToken | oidc::Refused::Issuer) => continue,
+                    Err(refused) => return SecretCheck::Refused(refused),
+                }
+            }
+            let Some(claims) = &claims else { continue };
+            let accepted = verifier.accept(claims);
             match accepted.and_then(|accepted| accepted.principal()) {
                 Ok(principal) => return SecretCheck::Valid(token.principal(principal.into())),
-                Err(oidc::Refused::NotAToken | oidc::Refused::Issuer) => {}
-                // Where one issuer is named twice, keys that cannot be read come before a claim that
-                // is not there: the caller may try again.
-                Err(_) if found == SecretCheck::Refused(oidc::Refused::Unreachable) => {}
+                Err(oidc::Refused::Issuer) => {}
                 Err(refused) => found = SecretCheck::Refused(refused),
             }
         }

@@ -126,6 +126,34 @@ async fn a_token_that_does_not_fit_opens_nothing_and_is_counted() {
     assert_eq!(pinged(&daemon, &token("k1", &key, &good)).await, 202);
 }
 
+/// A CI job reaches the daemon by a name.
+#[tokio::test]
+async fn a_refused_token_learns_why_under_any_name() {
+    let provider = Provider::start().await;
+    let key = KeyPair::generate().expect("a key");
+    provider.show(&[("k1", &key)]);
+    let (_staging, _production, _ferry, daemon) = api(&provider, json!({})).await;
+    let good = provider.claims();
+    let expired = with(&good, "exp", json!(1_000_000_000));
+    for (shown, expected) in [
+        (token("k1", &key, &good), 202),
+        (token("k1", &key, &expired), 401),
+        ("a-long-random-word".to_owned(), 421),
+    ] {
+        let answer = daemon
+            .request("/v1/sync")
+            .header("host", "build.example")
+            .header("content-type", "application/json")
+            .bearer_auth(&shown)
+            .body("{}")
+            .send()
+            .await
+            .expect("the daemon answers");
+        assert_eq!(answer.status().as_u16(), expected);
+    }
+    assert_eq!(counted_pings(&daemon, "unauthenticated").await, 1.0);
+}
+
 #[tokio::test]
 async fn keys_that_cannot_be_read_are_no_refusal_and_health_asks_no_issuer() {
     let provider = Provider::start().await;
