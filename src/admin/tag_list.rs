@@ -1,6 +1,6 @@
 //! `GET /v1/tags` without a tag: the tags of the routes as they were last seen, a page at a time.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -75,10 +75,8 @@ fn results(words: &str) -> Result<Vec<Outcome>, Refusal> {
             Refusal::bad_request(text)
         })
     };
-    let results: BTreeMap<&str, Outcome> = words
-        .map(|word| Ok((word, outcome(word)?)))
-        .collect::<Result<_, Refusal>>()?;
-    Ok(results.into_values().collect())
+    let results: BTreeSet<Outcome> = words.map(outcome).collect::<Result<_, Refusal>>()?;
+    Ok(results.into_iter().collect())
 }
 
 /// A tag of the list.
@@ -106,10 +104,7 @@ pub(super) struct ListedTag {
 impl From<CurrentTag> for ListedTag {
     fn from(tag: CurrentTag) -> ListedTag {
         let settled = tag.settled;
-        let production = match settled.result {
-            Outcome::Promoted | Outcome::UpToDate => settled.digest,
-            _ => settled.previous_digest,
-        };
+        let production = settled.production();
         let is_known = production.is_some() && production == tag.written;
         ListedTag {
             id: tag.id,

@@ -109,8 +109,7 @@ pub(super) async fn tags(
 async fn list(State(app): State<Arc<App>>, uri: &Uri) -> Result<Response, Refusal> {
     let Query(query) = Query::<ListQuery>::try_from_uri(uri)
         .map_err(|error| Refusal::bad_request(error.body_text()))?;
-    let board = app.services.watch.board().snapshot();
-    let routes = board.routes.into_iter().map(|route| route.name).collect();
+    let routes = app.services.watch.board().route_names();
     let tags = app.services.ledger.tags(query.within(routes)?).await?;
     let tags: Vec<ListedTag> = tags.into_iter().map(ListedTag::from).collect();
     Ok(Json(json!({"tags": tags})).into_response())

@@ -79,7 +79,16 @@ impl History {
             return verify(&state, lines).await;
         }
         let mut rows = Vec::new();
-        for place in self.places(&arguments.registry_names()) {
+        // The config is read only where a name of it may stand in front.
+        let may_be_behind_one = self
+            .repository
+            .as_ref()
+            .is_some_and(|text| text.contains('/'));
+        let registries = match may_be_behind_one {
+            true => arguments.registry_names(),
+            false => Vec::new(),
+        };
+        for place in self.places(&registries) {
             rows = self.rows(&place, &state).await?;
             if !rows.is_empty() {
                 break;

@@ -12,7 +12,7 @@ use crate::admin::{TagView, TagViews};
 use crate::clock;
 use crate::config::StatePath;
 use crate::decision::{Numbered, Target};
-use crate::job::{Judgement, Outcome};
+use crate::job::Judgement;
 use crate::ledger::{Ledger, Query, Row};
 use crate::oci::Digest;
 
@@ -146,10 +146,7 @@ fn is_named_in(reasons: &[String], target: &Target) -> bool {
 /// What a row of the ledger tells of its tag.
 fn view_of(row: Row, in_force: &[Numbered]) -> Option<TagView> {
     let settled = row.settled()?;
-    let production = match settled.result {
-        Outcome::Promoted | Outcome::UpToDate => settled.digest,
-        _ => settled.previous_digest,
-    };
+    let production = settled.production();
     let (destination, tag) = settled.destination.rsplit_once(':')?;
     let covers = |target: &Target| match target {
         Target::Everything => true,

@@ -42,9 +42,9 @@ keys! {
         /// How many principals must agree with `approve`.
         approval: Option<OrOff<PeopleWhoAgree>>,
         /// Signers. One signature by any of them is enough.
-        signature: Option<OrOff<Signatures>>,
+        signature: Option<OrOff<OneOrMany<Signature>>>,
         /// Statements that must be attached to the image and verify.
-        attestation: Option<OrOff<Attestations>>,
+        attestation: Option<OrOff<OneOrMany<Predicate>>>,
         /// A program that judges: exit code 0 pass, 75 wait, any other refuse.
         command: Option<OrOff<Program>>,
         /// A service that judges: 200 with `{"verdict":"pass|wait|refuse","reason":"…"}`.
@@ -69,14 +69,6 @@ keys! {
         #[schemars(range(min = 1, max = 20))]
         people: u32 = "how many different people must agree",
     }
-}
-
-#[derive(schemars::JsonSchema)]
-#[schemars(untagged)]
-#[expect(dead_code, reason = "never filled: only its schema is used")]
-enum Signatures {
-    One(Signature),
-    Many(Vec<Signature>),
 }
 
 keys! {
@@ -107,14 +99,6 @@ const SUBJECTS: [(&str, Subject); 2] =
     [("image", Subject::Image), ("platforms", Subject::Platforms)];
 
 word_schema!(Subject, "Subject", SUBJECTS.map(|(word, _)| word));
-
-#[derive(schemars::JsonSchema)]
-#[schemars(untagged)]
-#[expect(dead_code, reason = "never filled: only its schema is used")]
-enum Attestations {
-    One(Predicate),
-    Many(Vec<Predicate>),
-}
 
 keys! {
     Predicate, PredicateKeys {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::keys::keys;
 use super::problem::hint;
 use super::section::Item;
-use super::units::is_made_of;
+use super::tokens::is_name;
 use crate::fault::clip;
 use crate::oci::Tag;
 use crate::route::Route;
@@ -42,7 +42,7 @@ fn set(
     routes: &[Route],
     taken: &mut BTreeMap<Arc<str>, String>,
 ) -> Option<Set> {
-    if !(1..=64).contains(&name.len()) || !is_made_of(name, "._-") {
+    if !is_name(name) {
         let name = clip(name, 100);
         item.wrong(format!(
             "\"{name}\" is not a name for a set (letters, digits and . _ -, at most 64)"

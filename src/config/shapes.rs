@@ -20,9 +20,9 @@ pub(super) enum Off {
 /// One, or a list.
 #[derive(JsonSchema)]
 #[schemars(untagged)]
-pub(super) enum OneOrMany {
-    One(Word),
-    Many(Vec<Word>),
+pub(super) enum OneOrMany<T = Word> {
+    One(T),
+    Many(Vec<T>),
 }
 
 /// A text; YAML takes `1.10` for a number, which is read as it is written.

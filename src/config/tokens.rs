@@ -26,21 +26,13 @@ keys! {
         oidc: Option<Oidc>,
         /// What it may; looking is always among it. `decide` stands for hold, approve, deny, accept
         /// and rollback.
-        may: OneOrManyRights = &format!("say what it may: {}", words()),
+        may: OneOrMany<RightWord> = &format!("say what it may: {}", words()),
         /// Routes that its decisions may be about; `*` stands for any characters. Default: all, and
         /// what is about no route.
         routes: Option<OneOrMany>,
         /// The user of this machine that owns the token: the ledger counts both as one.
         user: Option<String>,
     }
-}
-
-#[derive(schemars::JsonSchema)]
-#[schemars(untagged)]
-#[expect(dead_code, reason = "never filled: only its schema is used")]
-enum OneOrManyRights {
-    One(RightWord),
-    Many(Vec<RightWord>),
 }
 
 /// A right, or the word for several.
@@ -90,7 +82,7 @@ pub(super) fn read(item: &Item<'_>) -> Option<Vec<Token>> {
     is_right.then_some(tokens)
 }
 
-fn is_name(name: &str) -> bool {
+pub(super) fn is_name(name: &str) -> bool {
     (1..=LONGEST_NAME).contains(&name.len()) && is_made_of(name, "._-")
 }
 

@@ -158,6 +158,14 @@ pub struct Settled {
 }
 
 impl Settled {
+    /// What production names after it, as far as the job saw.
+    pub fn production(&self) -> Option<Digest> {
+        match self.result {
+            Outcome::Promoted | Outcome::UpToDate => self.digest,
+            _ => self.previous_digest,
+        }
+    }
+
     /// The class of the failure, if it failed.
     pub fn error_class(&self) -> Option<TroubleClass> {
         self.error.as_ref().map(|error| error.class)

@@ -252,6 +252,13 @@ impl Board {
         self.progress.clone()
     }
 
+    /// The names of the routes.
+    pub fn route_names(&self) -> Vec<String> {
+        let state = self.lock();
+        let routes = state.status.routes.iter();
+        routes.map(|route| route.name.clone()).collect()
+    }
+
     /// What is on the board now.
     pub fn snapshot(&self) -> Status {
         let state = self.lock();

@@ -65,7 +65,7 @@ pub async fn pass<B: Repositories>(
     }
     let left_alone = LeftAlone::new();
     // Members of a set wait for each other, so they are looked at side by side.
-    places.sort_by_key(|(route, _)| topology.sets.set_of(&route.name));
+    places.sort_by_cached_key(|(route, _)| topology.sets.set_of(&route.name));
     let at_once = topology.settings.looks.max(topology.sets.largest());
     let each = stream::iter(&places).map(|(route, repository)| {
         let request = &request;

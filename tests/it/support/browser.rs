@@ -81,15 +81,14 @@ impl Browser {
     /// Waits until an expression is true in the page.
     pub async fn until(&self, expression: &str) {
         let script = format!("return !!({expression})");
-        let mut last = String::new();
         for _ in 0..600 {
             if self.run(&script).await == json!(true) {
                 return;
             }
-            last = self.text().await;
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
         }
-        panic!("not {expression} within 30 s; the page shows:\n{last}");
+        let shown = self.text().await;
+        panic!("not {expression} within 30 s; the page shows:\n{shown}");
     }
 
     /// Waits until the page shows a text.
