@@ -184,6 +184,9 @@ fn tags(selection: &Selection) -> String {
         true => text.push_str("; all fixed"),
         false => text.push_str(&format!("; moving: {}", list(&selection.moving))),
     }
+    if selection.at_least > 0 {
+        text.push_str(&format!("; at least {}", selection.at_least));
+    }
     text
 }
 
@@ -233,6 +236,7 @@ mod tests {
             exclude: rules(&["*-rc*"]),
             newest: 10.try_into().ok(),
             moving: rules(&["latest"]),
+            ..Selection::default()
         };
         Route {
             name: name.into(),

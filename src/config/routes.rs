@@ -71,6 +71,8 @@ keys! {
         newest: Option<Number>,
         /// Tags that may name another digest later. Default: latest.
         moving: Option<OneOrMany>,
+        /// Fewer chosen tags fail the look: nothing of that repository is promoted. Default: 0.
+        at_least: Option<Number>,
     }
 }
 
@@ -102,6 +104,7 @@ struct Rules {
     exclude: Option<Vec<TagRule>>,
     newest: Option<NonZeroU32>,
     moving: Option<Vec<TagRule>>,
+    at_least: Option<usize>,
     existing: Option<Existing>,
     drift: Option<Drift>,
     create: Option<Creates>,
@@ -199,6 +202,7 @@ fn rules(keys: RulesKeys<'_>) -> Rules {
         exclude: tags.exclude.map(|item| tag_rules(&item)),
         newest: tags.newest.and_then(|item| item.parse(newest)),
         moving: tags.moving.map(|item| tag_rules(&item)),
+        at_least: tags.at_least.and_then(|item| item.parse(at_least)),
         existing: keys.existing.and_then(|item| item.one_of(EXISTING)),
         drift: keys.drift.and_then(|item| item.one_of(DRIFT)),
         create: keys.create.and_then(|item| item.one_of(CREATES)),
@@ -293,6 +297,12 @@ fn newest(text: &str) -> Result<NonZeroU32, String> {
     text.trim()
         .parse()
         .map_err(|_| complaint(text, "is not a number of versions, 1 or more"))
+}
+
+fn at_least(text: &str) -> Result<usize, String> {
+    text.trim()
+        .parse()
+        .map_err(|_| complaint(text, "is not a number of tags"))
 }
 
 fn route<'a>(
@@ -405,6 +415,7 @@ fn merged(name: &str, from: Pattern, to: Vec<Template>, own: Rules, defaults: &R
         exclude: own.exclude.or(defaults.exclude).unwrap_or_default(),
         newest: own.newest.or(defaults.newest),
         moving: own.moving.or(defaults.moving).unwrap_or_else(latest),
+        at_least: own.at_least.or(defaults.at_least).unwrap_or_default(),
     };
     let existing = own.existing.or(defaults.existing).unwrap_or_default();
     let drift = own.drift.or(defaults.drift).unwrap_or_default();

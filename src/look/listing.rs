@@ -57,6 +57,7 @@ impl<B: Repositories> RepositoryLook<'_, B> {
                 .any(|side| side.is_itself(source) && side.naming.made(tag))
         };
         let choice = self.route.selection.choose(tags.keys().filter(own));
+        self.are_enough(source, choice.chosen.len())?;
         let named_but_left_out = self
             .request
             .tags
@@ -86,6 +87,20 @@ impl<B: Repositories> RepositoryLook<'_, B> {
             remembered: self.remembered_tags(source, &tags, began).await,
             tags,
         }))
+    }
+
+    /// A repository with too few chosen tags fails the look, whatever it asks for: one that has
+    /// lost its tags would else look like one that is up to date.
+    fn are_enough(&self, source: &B::Repository, chosen: usize) -> Result<(), Fault> {
+        let at_least = self.route.selection.at_least;
+        if chosen >= at_least {
+            return Ok(());
+        }
+        Err(Fault::rejected(format!(
+            "the rules choose {chosen} tags of {}, and `at_least` asks for {at_least}: nothing of it is promoted until \
+             they are back or `at_least` is lower (`blobferry copy` takes over one image)",
+            source.address()
+        )))
     }
 
     /// Whether it is a look of the daemon's own at all tags.

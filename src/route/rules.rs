@@ -205,6 +205,8 @@ pub struct Selection {
     pub newest: Option<NonZeroU32>,
     /// Tags that may name another digest later. Every other tag is fixed.
     pub moving: Vec<TagRule>,
+    /// A repository with fewer chosen tags is not what it should be: nothing of it is promoted.
+    pub at_least: usize,
 }
 
 impl Selection {

@@ -14,6 +14,7 @@ mod beside;
 mod by_name;
 mod chains;
 mod companions;
+mod content;
 mod contract;
 mod cut;
 mod dashboard;

@@ -366,6 +366,10 @@ const ROUTES: &[(&str, &str)] = &[
         "10:17: routes[0].tags.include[0]: \"[a-z]\" can match no tag (a tag has 1 to 128 of letters, digits, _ . - and does not start with . or -; a regular expression is written /between slashes/, a range of versions semver:>=1.2)\n10:26: routes[0].tags.include[1]: \".*\" can match no tag (a tag has 1 to 128 of letters, digits, _ . - and does not start with . or -; a regular expression is written /between slashes/, a range of versions semver:>=1.2)\n10:32: routes[0].tags.include[2]: \"/(/\" is not a regular expression: unclosed group\n10:39: routes[0].tags.include[3]: \"semver:>=one\" is not a range of versions: unexpected character 'o' while parsing major version number (examples: semver:>=1.2 <3, semver:1.x, semver:^2.1 || ^3)\n10:55: routes[0].tags.include[4]: \"semver:>=1 <\" is not a range of versions: nothing follows < (examples: semver:>=1.2 <3, semver:1.x, semver:^2.1 || ^3)",
     ),
     (
+        "  - from: s/app\n    to: p/app\n    tags: {include: x, at_least: few}\n",
+        "9:34: routes[0].tags.at_least: \"few\" is not a number of tags",
+    ),
+    (
         "  - from: s/app\n    to: p/app\n    tags: {include: x, newest: 0, exclude: {a: b}}\n",
         "9:32: routes[0].tags.newest: \"0\" is not a number of versions, 1 or more\n9:44: routes[0].tags.exclude: expected one value, found a mapping",
     ),

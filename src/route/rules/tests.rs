@@ -123,6 +123,7 @@ fn exclude_always_wins_and_newest_counts_versions_only() {
         exclude: rules(&["*-debug", "v1.3.0"]),
         newest: NonZeroU32::new(2),
         moving: rules(&["latest", "nightly-*"]),
+        ..Selection::default()
     };
     let signature = format!("sha256-{}.sig", "a".repeat(64));
     let tags: Vec<Tag> = [
@@ -180,7 +181,7 @@ proptest! {
             include: rules(&["a*", "semver:>=1.0.0-0"]),
             exclude: rules(&["*-rc", "semver:2.x"]),
             newest: NonZeroU32::new(newest),
-            moving: Vec::new(),
+            ..Selection::default()
         };
         let tags: BTreeSet<Tag> = tags.into_iter().collect();
         let choice = selection.choose(tags.iter());
@@ -232,8 +233,8 @@ fn rules_that_can_never_match_are_found_and_no_others() {
     let selection = |include: &[&str], exclude: &[&str], moving: &[&str]| Selection {
         include: rules(include),
         exclude: rules(exclude),
-        newest: None,
         moving: rules(moving),
+        ..Selection::default()
     };
     for range in [
         "semver:*",

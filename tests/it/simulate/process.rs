@@ -728,8 +728,8 @@ fn route(all: &[&Rules]) -> Route {
     let selection = Selection {
         include: tags(&rules.include),
         exclude: tags(&rules.exclude),
-        newest: None,
         moving: tags(&rules.moving),
+        ..Selection::default()
     };
     Route {
         name: rules.route.clone(),
