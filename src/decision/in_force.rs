@@ -336,6 +336,22 @@ impl InForce {
         })
     }
 
+    /// What a tag is to go back to with its torn set, while it still names what the set moved it to.
+    pub fn way_back(
+        &self,
+        place: &TagId,
+        production: &Digest,
+        now: Timestamp,
+    ) -> Option<(u64, Digest)> {
+        let back = |hold: &Numbered| {
+            let torn = hold.decision.torn.as_ref()?;
+            let mut moved = torn.moved.iter().filter(|_| torn.goes_back);
+            let own = moved.find(|one| one.is_of(place) && one.digest == *production)?;
+            Some((hold.id, own.previous?))
+        };
+        self.torn(now).find_map(back)
+    }
+
     /// The way out of a rollback, while its tag still names what it replaces.
     pub fn unmoved(&self, place: &TagId, production: &Digest, now: Timestamp) -> Option<String> {
         let is_meant = |one: &&Numbered| {

@@ -364,9 +364,7 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
         let found = self.learn(tag, digest, compared, tally).await;
         let job = self.job(tag, compared);
         let engine = &self.look.topology.engine;
-        let unmoved = engine
-            .unmoved_by_rollback(&job.key.destination, &digest)
-            .await;
+        let unmoved = engine.unmoved(&job.key.destination, &digest).await;
         let is_quiet = found.is_none()
             && unmoved.is_none()
             && !self.look.request.options.all

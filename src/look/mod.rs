@@ -74,6 +74,8 @@ async fn ended<F: Future + Unpin>(mut future: MaybeDone<F>) -> F::Output {
 struct DestinationResult {
     totals: Totals,
     jobs: Vec<Settled>,
+    /// The ways back of torn sets.
+    gone_back: Vec<Settled>,
     trouble: Vec<Trouble>,
     pending: Vec<Tag>,
     /// The tags that are neither up to date nor pending; in a look at named tags all of them.
@@ -161,6 +163,10 @@ impl<B: Repositories> RepositoryLook<'_, B> {
                 .metrics
                 .looked(labels, self.repository, self.seen(&found));
             look.totals.merge(&found.totals);
+            for settled in &found.gone_back {
+                look.totals.add(settled.result);
+            }
+            look.jobs.extend(found.gone_back);
             look.jobs.extend(found.jobs);
             look.trouble.extend(found.trouble);
             if found.sight == Sight::Blind {
@@ -280,11 +286,11 @@ impl<B: Repositories> RepositoryLook<'_, B> {
         began: Timestamp,
     ) -> DestinationResult {
         let known = async {
-            self.go_back(side).await?;
+            let gone_back = self.go_back(side).await?;
             self.recall_trouble(side).await?;
-            self.known(side, listing).await
+            Ok((gone_back, self.known(side, listing).await?))
         };
-        let (list, known) = match (list.await, known.await) {
+        let (list, (gone_back, known)) = match (list.await, known.await) {
             (Ok(list), Ok(known)) => (list, known),
             (Err(fault), _) | (_, Err(fault)) => {
                 let hints = self.topology.engine.index.tags(&side.repository.id()).await;
@@ -312,7 +318,10 @@ impl<B: Repositories> RepositoryLook<'_, B> {
             known,
             ..DestinationLook::of(self, source, side, listing, shared, began)
         };
-        let mut found = DestinationResult::default();
+        let mut found = DestinationResult {
+            gone_back,
+            ..DestinationResult::default()
+        };
         if let Some(list) = &view.list {
             let named: HashSet<Tag> = listing
                 .tags

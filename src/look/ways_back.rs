@@ -13,7 +13,7 @@ use crate::clock;
 use crate::decision::{Numbered, SetMove};
 use crate::endpoint::{Repositories, Source};
 use crate::fault::Fault;
-use crate::job::{Actor, Job, Key, TagId};
+use crate::job::{Actor, Job, Key, Settled, TagId};
 use crate::oci::Digest;
 use crate::transfer::Stop;
 use crate::transfer::retry::CurrentRules;
@@ -29,16 +29,22 @@ struct WayBack {
 }
 
 impl<B: Repositories> RepositoryLook<'_, B> {
-    /// Moves the tags of torn sets back.
-    pub(super) async fn go_back(&self, side: &Side<B::Repository>) -> Result<(), Fault> {
+    /// Moves the tags of torn sets back. A refusal is not asked for again by a routine look.
+    pub(super) async fn go_back(&self, side: &Side<B::Repository>) -> Result<Vec<Settled>, Fault> {
+        let mut gone = Vec::new();
         if self.request.options.dry_run {
-            return Ok(());
+            return Ok(gone);
         }
+        let engine = &self.topology.engine;
         for way in self.ways_back(side).await? {
+            let refusal = engine.refused_way_back(&way.place, way.to);
+            if refusal.is_some() && self.request.cause.is_routine() {
+                continue;
+            }
             // Boxed to keep the look's future small.
-            self.go_one_back(side, &way).boxed().await;
+            gone.push(self.go_one_back(side, &way).boxed().await);
         }
-        Ok(())
+        Ok(gone)
     }
 
     async fn ways_back(&self, side: &Side<B::Repository>) -> Result<Vec<WayBack>, Fault> {
@@ -64,7 +70,7 @@ impl<B: Repositories> RepositoryLook<'_, B> {
         Ok(ways)
     }
 
-    async fn go_one_back(&self, side: &Side<B::Repository>, way: &WayBack) {
+    async fn go_one_back(&self, side: &Side<B::Repository>, way: &WayBack) -> Settled {
         let engine = &self.topology.engine;
         let there = &side.repository;
         let job = self.way_back(side, way);
@@ -85,7 +91,7 @@ impl<B: Repositories> RepositoryLook<'_, B> {
             destination: format!("{address}:{}", way.place.tag),
             registry: side.registry.to_string(),
         };
-        engine.settle(self.settle, &job, &names, completion).await;
+        engine.settle(self.settle, &job, &names, completion).await
     }
 
     fn way_back(&self, side: &Side<B::Repository>, way: &WayBack) -> Job {

@@ -12,12 +12,13 @@ use jiff::Timestamp;
 
 use super::Engine;
 use super::Promotion;
+use super::refusals;
 use super::survey::{Image, TagFacts};
 use crate::clock;
 use crate::decision::{Block, Candidate, InForce, Verdict, expiry_time};
 use crate::endpoint::{Destination, Source, is_clock_off};
 use crate::fault::Fault;
-use crate::job::{Outcome, TagId};
+use crate::job::{Cause, Outcome, TagId};
 use crate::ledger::{Carrying, RunFacts};
 use crate::oci::{Digest, Manifest};
 
@@ -49,11 +50,32 @@ impl KnownContents {
 }
 
 impl Engine {
-    /// The way out of a rollback, while its tag still names what it replaces.
-    pub async fn unmoved_by_rollback(&self, place: &TagId, production: &Digest) -> Option<String> {
+    /// What is to be done about a tag that still names what a rollback or its torn set replaces.
+    pub async fn unmoved(&self, place: &TagId, production: &Digest) -> Option<String> {
         // A ledger that cannot be read is told by what has to be recorded.
         let in_force = self.ledger.in_force().await.ok()?;
-        in_force.unmoved(place, production, clock::now())
+        let now = clock::now();
+        if let Some((hold, to)) = in_force.way_back(place, production, now) {
+            let refusal = self.refused_way_back(place, to);
+            let why = refusal.map(|refusal| format!(": {refusal}"));
+            return Some(format!(
+                "the set is torn (decision {hold}), and the tag is still to go back to {to}{}",
+                why.unwrap_or_default()
+            ));
+        }
+        in_force.unmoved(place, production, now)
+    }
+
+    /// The refusal of an earlier job to move a tag back, where it still holds for polls.
+    pub fn refused_way_back(&self, place: &TagId, to: Digest) -> Option<Fault> {
+        let subject = refusals::Subject {
+            origin: place.origin.clone(),
+            repository: place.repository.clone(),
+            digest: to,
+            tag: Some(place.tag.clone()),
+            source: None,
+        };
+        self.refusals.held(&subject, Cause::Poll, Timestamp::MAX)
     }
 }
 
@@ -267,7 +289,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             return;
         };
         let place = &self.job.key.destination;
-        let unmoved = self.engine.unmoved_by_rollback(place, &named).await;
+        let unmoved = self.engine.unmoved(place, &named).await;
         if let Some(reason) = unmoved {
             self.note_reason(reason);
         }

@@ -5,10 +5,12 @@ use std::sync::Arc;
 
 use futures::FutureExt as _;
 use futures::stream::{self, StreamExt as _};
+use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::event::Scope;
 use crate::clock;
+use crate::decision::Target;
 use crate::endpoint::Repositories;
 use crate::fault::Fault;
 use crate::job::{Actor, Cause, Look, Report};
@@ -17,7 +19,7 @@ use crate::look::PassOptions;
 use crate::look::discover::{Catalog, Owners, read_catalog};
 use crate::look::topology::Topology;
 use crate::look::{LookRequest, RepositoryLook};
-use crate::oci::RepositoryName;
+use crate::oci::{RepositoryName, Tag};
 use crate::route::Route;
 use crate::status::board::Board;
 use crate::transfer::{Settle, Stop};
@@ -63,24 +65,56 @@ pub async fn pass<B: Repositories>(
                 .map(|name| (route, name.clone())),
         );
     }
-    let left_alone = LeftAlone::new();
     // Members of a set wait for each other, so they are looked at side by side.
     places.sort_by_cached_key(|(route, _)| topology.sets.set_of(&route.name));
-    let at_once = topology.settings.looks.max(topology.sets.largest());
-    let each = stream::iter(&places).map(|(route, repository)| {
-        let request = &request;
-        let board = &board;
-        let left_alone = &left_alone;
-        async move {
+    let view = Pass {
+        topology,
+        board,
+        left_alone: LeftAlone::new(),
+        settle,
+        stop,
+    };
+    looks.extend(view.look_at(&places, &request).await);
+    // Moving tags of a set that was torn go back with the next look.
+    for (set, tag) in torn_since(topology, started).await {
+        let is_member = |(route, _): &&(&Route, _)| topology.sets.set_of(&route.name) == Some(&set);
+        let members: Vec<_> = places.iter().filter(is_member).cloned().collect();
+        let request = LookRequest {
+            tags: tag.into_iter().collect(),
+            ..request.clone()
+        };
+        looks.extend(view.look_at(&members, &request).await);
+    }
+    Report::new(&request.run_id, started, clock.elapsed(), looks)
+}
+
+/// What the looks of a pass share.
+struct Pass<'a, B: Repositories> {
+    topology: &'a Topology<B>,
+    board: Board,
+    left_alone: LeftAlone,
+    settle: &'a Settle,
+    stop: &'a Stop,
+}
+
+impl<B: Repositories> Pass<'_, B> {
+    async fn look_at(
+        &self,
+        places: &[(&Route, RepositoryName)],
+        request: &LookRequest,
+    ) -> Vec<Look> {
+        let topology = self.topology;
+        let at_once = topology.settings.looks.max(topology.sets.largest());
+        let each = stream::iter(places).map(async |(route, repository)| {
             let look = RepositoryLook {
                 topology,
                 route,
                 repository,
                 request,
-                settle,
-                board,
-                stop,
-                left_alone,
+                settle: self.settle,
+                board: &self.board,
+                stop: self.stop,
+                left_alone: &self.left_alone,
             }
             .look()
             .boxed()
@@ -89,10 +123,24 @@ pub async fn pass<B: Repositories>(
                 .metrics
                 .look_ended(&route.name, request.cause, &look.trouble);
             look
-        }
+        });
+        each.buffer_unordered(at_once).collect().await
+    }
+}
+
+/// The tags of sets that were torn since a time. A ledger that cannot be read has told so by what had
+/// to be recorded.
+async fn torn_since<B: Repositories>(
+    topology: &Topology<B>,
+    since: Timestamp,
+) -> Vec<(Arc<str>, Option<Tag>)> {
+    let in_force = topology.engine.ledger.in_force().await.unwrap_or_default();
+    let torn = in_force.torn(clock::now()).filter(|hold| hold.at >= since);
+    let names = torn.filter_map(|hold| match &hold.target {
+        Target::Set(set, tag) => Some((set.clone(), tag.clone())),
+        Target::Everything | Target::Digest(_) | Target::Route(_) | Target::Destination(_) => None,
     });
-    looks.extend(each.buffer_unordered(at_once).collect::<Vec<_>>().await);
-    Report::new(&request.run_id, started, clock.elapsed(), looks)
+    names.collect()
 }
 
 /// Discovers the sources of the scope's routes, and of earlier routes with the same destinations.

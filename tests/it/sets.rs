@@ -265,6 +265,65 @@ async fn a_moving_tag_of_a_torn_set_goes_back_and_stays() {
     stage.ferry.run(&["history", "--verify"]).await.expect(0);
 }
 
+/// Without a daemon no later look would take the tags back.
+#[tokio::test]
+async fn a_pass_takes_back_what_it_has_torn() {
+    let shop = Shop::new();
+    shop.push_release(1);
+    shop.ferry.sync(&[]).await.expect(0);
+    shop.refuse("worker", "latest");
+    shop.push_release(2);
+    let run = shop.ferry.sync(&[]).await.expect(1);
+    assert_eq!(shop.there("latest"), [Some(1); 3]);
+    let report = run.report();
+    let jobs = report["jobs"].as_array().expect("jobs").iter();
+    let back: Vec<&Value> = jobs
+        .filter(|job| reason(job).contains("back to what the tag named before"))
+        .map(|job| &job["destination"])
+        .collect();
+    assert_eq!(back.len(), 2, "{report:#}");
+    assert_eq!(run.total("held"), 3, "{}", run.stdout);
+}
+
+/// A permanent refusal is not retried for nothing, and it is told.
+#[tokio::test]
+async fn a_refused_way_back_is_told_and_rests() {
+    let shop = Shop::with(|config| shop_of(config).daemon("poll", json!("1s")));
+    let daemon = shop.ferry.start_ready().await;
+    shop.push_release(1);
+    shop.until_there("latest", [Some(1); 3]).await;
+    shop.production.on(|asked| {
+        // The third PUT of the tag is the way back.
+        let is_back = is_put(asked, "api", "latest") && asked.nth_here >= 3;
+        match is_back || is_put(asked, "worker", "latest") {
+            true => Answer::Reply(Reply::status(400)),
+            false => Answer::Pass,
+        }
+    });
+    shop.push_release(2);
+    daemon.says("a set is torn").await;
+    shop.until_there("latest", [Some(2), Some(1), Some(1)])
+        .await;
+    let said = eventually("the refusal is told", async || {
+        let why = shop.ferry.run(&["why", "production/api:latest"]).await;
+        why.stdout
+            .contains("still to go back to")
+            .then_some(why.stdout)
+    })
+    .await;
+    assert!(said.contains("refused before"), "{said}");
+    shop.forget();
+    let rows = async || {
+        let history = ["history", "production/api:latest"];
+        let history = shop.ferry.run(&history).await.expect(0);
+        history.stdout.lines().count()
+    };
+    let before = rows().await;
+    shop.staging.seen(Kind::Tags, 9).await;
+    assert_eq!(shop.names_sent(), Vec::<String>::new());
+    assert_eq!(rows().await, before);
+}
+
 #[tokio::test]
 async fn a_new_digest_ends_the_hold_of_a_torn_set() {
     let shop = Shop::new();

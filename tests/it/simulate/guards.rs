@@ -135,7 +135,6 @@ pub enum Guarded {
         /// It was asked directly before the tag.
         at_name: bool,
         passes: bool,
-        asked: Duration,
     },
     /// A person promotes a tag by hand.
     Ordered {
@@ -196,7 +195,6 @@ impl Judge {
             *nth
         };
         let mut draw = self.chance.of(("gate", key, nth));
-        let asked = self.trace.now();
         tokio::time::sleep(draw.millis(1, 3_000)).await;
         let verdict = self.verdict(&mut draw);
         self.trace.note(Event::Guard(Guarded::Judged {
@@ -206,7 +204,6 @@ impl Judge {
             digest,
             at_name,
             passes: verdict == Verdict::Pass,
-            asked,
         }));
         let reason = "drawn".into();
         Reply::Verdict { verdict, reason }

@@ -307,7 +307,7 @@ impl Oracle {
                 self.alive.remove(process);
                 self.guards.ended(*process);
             }
-            Event::Guard(guarded) => self.guards.take(guarded),
+            Event::Guard(guarded) => self.guards.take(guarded, self.at),
             Event::SetBack => self.set_back += 1,
             Event::Notified => self.notices.push(self.at),
             Event::Collected {

@@ -10,7 +10,7 @@ use super::super::guards::{Covers, Guarded};
 use super::super::trace::{Place, Rules};
 use super::{Cell, Oracle, Repository, is_companion};
 
-/// A verdict of the service holds for so long.
+/// A verdict of the service holds for so long after its answer.
 const VERDICT_LASTS: Duration = Duration::from_secs(60);
 
 /// What stands between tags and their names.
@@ -27,7 +27,7 @@ pub(super) struct Guards {
     pub(super) asks: usize,
 }
 
-/// By question: whether it passes, and when it was asked.
+/// By question: whether it passes, and when it was answered.
 type Verdicts = BTreeMap<Digest, (bool, Duration)>;
 
 struct Decided {
@@ -61,7 +61,7 @@ impl Ordered {
 }
 
 impl Guards {
-    pub(super) fn take(&mut self, event: &Guarded) {
+    pub(super) fn take(&mut self, event: &Guarded, at: Duration) {
         let is_asked = matches!(
             event,
             Guarded::Decided { .. }
@@ -100,11 +100,10 @@ impl Guards {
                 digest,
                 at_name: true,
                 passes,
-                asked,
             } => {
                 let about = (*process, place.clone(), *digest);
                 let verdicts = self.verdicts.entry(about).or_default();
-                verdicts.insert(*question, (*passes, *asked));
+                verdicts.insert(*question, (*passes, at));
             }
             Guarded::Judged { .. } => {}
             Guarded::Ordered {
@@ -217,8 +216,8 @@ impl Oracle {
         if gates.asks {
             let verdicts = self.guards.verdicts.get(&(process, place.clone(), digest));
             let mut newest = verdicts.into_iter().flat_map(BTreeMap::values);
-            let holds = |asked: Duration| self.at - asked <= VERDICT_LASTS;
-            if !newest.any(|(passes, asked)| *passes && holds(*asked)) {
+            let holds = |answered: Duration| self.at - answered <= VERDICT_LASTS;
+            if !newest.any(|(passes, answered)| *passes && holds(*answered)) {
                 let text = format!("the verdicts on it are {verdicts:?}");
                 self.find(
                     "what the gate does not pass is not named",
