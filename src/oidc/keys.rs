@@ -105,6 +105,8 @@ pub(super) struct KeySource {
 
 struct Known {
     keys: Option<(Arc<JwkSet>, Instant)>,
+    /// Whether the newest fetch has told what keys there are.
+    is_current: bool,
     fetches: TokenBucket,
 }
 
@@ -121,6 +123,7 @@ impl KeySource {
             issuer,
             known: Mutex::new(Known {
                 keys: None,
+                is_current: false,
                 fetches,
             }),
             fetch: SingleFlight::new(),
@@ -137,14 +140,16 @@ impl KeySource {
             return Ok(key.clone());
         }
         if !self.may_fetch() {
-            let otherwise = match cached {
-                Some(_) => Refused::UnknownKey,
-                None => Refused::Unreachable,
+            let otherwise = match self.lock().is_current {
+                true => Refused::UnknownKey,
+                false => Refused::Unreachable,
             };
             return found.ok_or(otherwise);
         }
         let issuer = self.issuer.clone();
-        match self.fetch.join(|| fetch(issuer)).await {
+        let fetched = self.fetch.join(|| fetch(issuer)).await;
+        self.lock().is_current = fetched.is_ok();
+        match fetched {
             Ok(keys) => {
                 self.lock().keys = Some((keys.clone(), Instant::now()));
                 pick(&keys, id).ok_or(Refused::UnknownKey)

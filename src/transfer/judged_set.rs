@@ -28,7 +28,7 @@ impl Engine {
         for ((member, seen), named) in set.members.iter().zip(seen).zip(&named) {
             let state = state(seen, *named);
             let versions = match set.is_moving {
-                true => self.versions(member, &state).await?,
+                true => self.versions(id, member, &state).await?,
                 false => BTreeSet::new(),
             };
             facts.push(Fact { state, versions });
@@ -44,8 +44,14 @@ impl Engine {
         })
     }
 
-    /// The fixed tags of production that name what a member names or is to name.
-    async fn versions(&self, member: &MemberTag, state: &State) -> Result<BTreeSet<Tag>, Fault> {
+    /// The fixed tags of production that name what a member names or is to name. For a dry run those
+    /// count, too, that it has planned.
+    async fn versions(
+        &self,
+        id: &GroupId,
+        member: &MemberTag,
+        state: &State,
+    ) -> Result<BTreeSet<Tag>, Fault> {
         let digest = match state {
             State::Ready { digest, .. } | State::Named(digest) => *digest,
             State::Missing | State::KeptBack(_) => return Ok(BTreeSet::new()),
@@ -54,7 +60,8 @@ impl Engine {
         let tags = self
             .ledger
             .tags_at(&place.origin, &place.repository, digest);
-        let tags = tags.await?;
+        let mut tags = tags.await?;
+        tags.extend(self.sets.planned(id, place, &digest));
         Ok(tags
             .iter()
             .filter_map(|tag| member.member.version(tag))

@@ -42,7 +42,8 @@ const REFUSALS_TOLD: u64 = 8;
 
 impl<S: Source, D: Destination> Promotion<'_, S, D> {
     /// Copies the referrers of an image before its tag moves. A rollback of an image that is whole
-    /// does without them where they cannot be had, unless the ledger knows of one under a tag.
+    /// does without them where they cannot be had, unless production lacks one that the ledger knows
+    /// under a tag.
     pub(super) async fn bring_referrers(&self, subjects: &[Digest]) -> Result<(), Fault> {
         // Boxed to keep the job's future small.
         let copied = self.copy_referrers(subjects).boxed();
@@ -58,7 +59,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
                 Fault::retryable(format!("its referrers are not known after {seconds} s"))
             }
         };
-        if self.has_known_companion(subjects).await? {
+        if self.lacks_known_companion(subjects).await? {
             return Err(fault);
         }
         let text = fault.chain();
@@ -74,20 +75,27 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         Ok(())
     }
 
-    /// Whether the ledger knows of a companion tag of one of `subjects` at the destination.
-    async fn has_known_companion(&self, subjects: &[Digest]) -> Result<bool, Fault> {
+    /// Whether the destination does not show a companion tag of one of `subjects` that the ledger
+    /// knows there.
+    async fn lacks_known_companion(&self, subjects: &[Digest]) -> Result<bool, Fault> {
         let ledger = &self.engine.ledger;
         let destination = &self.destination;
         let known = ledger.written_in(destination.origin(), destination.repository());
         let known = known.await?;
-        let mut companions = subjects
+        let companions = subjects
             .iter()
             .flat_map(|subject| Tag::fallback(subject).with_usual_endings());
-        Ok(companions.any(|tag| {
-            known
-                .get(&tag)
-                .is_some_and(|record| record.digest.is_some())
-        }))
+        for tag in companions {
+            let written = known.get(&tag).and_then(|record| record.digest);
+            let Some(written) = written else {
+                continue;
+            };
+            let there = timeout(ROLLBACK_WAITS, self.destination_digest(&tag));
+            if !matches!(there.await, Ok(Ok(Some(digest))) if digest == written) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Copies the referrers of `subjects`, and their referrers.

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::questions::HOLDS;
 use crate::decision::{Candidate, SetName};
 use crate::job::{Key, TagId};
-use crate::oci::Digest;
+use crate::oci::{Digest, Tag};
 use crate::set::{SetTag, Sets, State};
 
 /// Most tags of sets of which something is known. Beyond that what has no job is found again by
@@ -79,10 +79,25 @@ pub(super) struct Ready {
     pub(super) at: Instant,
 }
 
+impl Ready {
+    fn is_fresh(&self) -> bool {
+        self.at.elapsed() < HOLDS
+    }
+}
+
 #[derive(Clone, Debug)]
 enum Seen {
     Ready(Box<Ready>),
     KeptBack(String),
+}
+
+impl Seen {
+    fn is_ready_for(&self, digest: &Digest) -> bool {
+        match self {
+            Seen::Ready(ready) => ready.digest == *digest && ready.is_fresh(),
+            Seen::KeptBack(_) => false,
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -265,13 +280,34 @@ impl SetMembers {
             Seen::Ready(ready) => State::Ready {
                 digest: ready.digest,
                 previous: ready.previous,
-                is_fresh: ready.at.elapsed() < HOLDS,
+                is_fresh: ready.is_fresh(),
             },
             Seen::KeptBack(how) => State::KeptBack(how.clone()),
         };
         let places = set.members.iter().map(|member| &member.key.destination);
         places
             .map(|place| memory.seen(id, place).map(state))
+            .collect()
+    }
+
+    /// The tags of a destination that a dry run would have name a digest by now: those of other tags
+    /// of its set.
+    pub(super) fn planned(&self, id: &GroupId, place: &TagId, digest: &Digest) -> Vec<Tag> {
+        if !id.is_dry_run {
+            return Vec::new();
+        }
+        let memory = self.lock();
+        let of_set = memory
+            .groups
+            .iter()
+            .filter(|(other, _)| other.is_dry_run && other.name.set == id.name.set);
+        let seen = of_set.flat_map(|(_, group)| &group.seen);
+        let is_it = |(other, seen): &(&TagId, &Seen)| {
+            let is_there = other.origin == place.origin && other.repository == place.repository;
+            is_there && seen.is_ready_for(digest)
+        };
+        seen.filter(is_it)
+            .map(|(other, _)| other.tag.clone())
             .collect()
     }
 

@@ -60,6 +60,11 @@ impl Provider {
         *self.state.keys.lock().expect("no panic") = Some(json!({"keys": keys}));
     }
 
+    /// The keys are not to be had from here on.
+    fn hide(&self) {
+        *self.state.keys.lock().expect("no panic") = None;
+    }
+
     fn asked(&self) -> usize {
         self.state.asked.load(Ordering::SeqCst)
     }

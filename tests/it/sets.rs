@@ -324,6 +324,21 @@ async fn a_refused_way_back_is_told_and_rests() {
     assert_eq!(rows().await, before);
 }
 
+/// The plan of a release is whole: its moving tags go with the fixed tags that it plans.
+#[tokio::test]
+async fn a_dry_run_of_a_release_plans_its_moving_tags() {
+    let shop = Shop::new();
+    shop.push_release(1);
+    let plan = shop.ferry.sync(&["--dry-run"]).await.expect(0);
+    assert_eq!(plan.total("planned"), 6, "{}", plan.stdout);
+    // A fixed tag that one member lacks is planned for none.
+    shop.push("api", "v2", 2);
+    shop.push("api", "latest", 2);
+    let plan = shop.ferry.sync(&["--dry-run"]).await.expect(0);
+    assert_eq!(plan.total("planned"), 3, "{}", plan.stdout);
+    assert_eq!(plan.total("waiting"), 4, "{}", plan.stdout);
+}
+
 #[tokio::test]
 async fn a_new_digest_ends_the_hold_of_a_torn_set() {
     let shop = Shop::new();

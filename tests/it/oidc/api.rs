@@ -181,6 +181,27 @@ async fn keys_that_cannot_be_read_are_no_refusal_and_health_asks_no_issuer() {
     assert_eq!(pinged(&daemon, &shown).await, 401, "a key that is no more");
 }
 
+/// Fetches are limited: between them nothing tells that a new key is wrong.
+#[tokio::test]
+async fn a_new_key_is_unverifiable_while_the_issuer_does_not_answer() {
+    let provider = Provider::start().await;
+    let (old, new) = (
+        KeyPair::generate().expect("a key"),
+        KeyPair::generate().expect("a key"),
+    );
+    let (_staging, _production, _ferry, daemon) = api(&provider, json!({})).await;
+    let claims = provider.claims();
+    provider.show(&[("old", &old)]);
+    assert_eq!(pinged(&daemon, &token("old", &old, &claims)).await, 202);
+    provider.hide();
+    let rotated = token("new", &new, &claims);
+    for _ in 0..4 {
+        assert_eq!(pinged(&daemon, &rotated).await, 503);
+    }
+    assert_eq!(provider.asked(), 3);
+    assert_eq!(pinged(&daemon, &token("old", &old, &claims)).await, 202);
+}
+
 #[tokio::test]
 async fn an_approval_counts_the_subject_with_its_issuer() {
     let provider = Provider::start().await;
