@@ -60,6 +60,10 @@ impl Numbered {
         }
     }
 
+    fn is_rollback_of(&self, place: &TagId) -> bool {
+        self.kind == Kind::Rollback && self.target.is_tag(place)
+    }
+
     /// Whether it keeps a tag from being named.
     pub fn stops(&self, candidate: &Candidate) -> bool {
         match self.kind {
@@ -295,15 +299,13 @@ impl InForce {
     /// Whether the tag may be named now: denials, then holds. An accept acts until its end by our
     /// clock, whatever that is worth.
     pub fn judge(&self, candidate: &Candidate, now: Timestamp) -> Verdict {
-        let acts = |id: u64| self.now(now).any(|one| one.id == id);
-        if candidate.accepted.is_some_and(|id| !acts(id)) {
+        if candidate.accepted.is_some_and(|id| !self.acts(id, now)) {
             return Verdict::Unknown;
         }
         let now = expiry_time(candidate.is_clock_off, now);
         if candidate.contents.is_none() && self.is_about_digests(now) {
             return Verdict::Unknown;
         }
-        let is_in_force = |id: u64| self.now(now).any(|one| one.id == id);
         let stopping = |kind: Kind| {
             self.now(now)
                 .filter(move |numbered| numbered.kind == kind && numbered.stops(candidate))
@@ -318,12 +320,17 @@ impl InForce {
         reasons.extend(stopping(Kind::Hold).map(|numbered| numbered.reason("held", now)));
         reasons
             .extend(stopping(Kind::Rollback).map(|numbered| numbered.reason("rolled back", now)));
-        let ended = candidate.rollback.filter(|id| !is_in_force(*id));
+        let ended = candidate.rollback.filter(|id| !self.acts(*id, now));
         reasons.extend(ended.map(|id| format!("the rollback (decision {id}) has ended meanwhile")));
         if reasons.is_empty() {
             return Verdict::Clear;
         }
         Verdict::Blocked(Block { outcome, reasons })
+    }
+
+    /// Whether the decision of a number is in force.
+    fn acts(&self, id: u64, now: Timestamp) -> bool {
+        self.now(now).any(|one| one.id == id)
     }
 
     /// Why a rollback keeps a digest out of a tag, if one does.
@@ -343,34 +350,29 @@ impl InForce {
         production: &Digest,
         now: Timestamp,
     ) -> Option<(u64, Digest)> {
-        let back = |hold: &Numbered| {
+        self.torn(now).find_map(|hold| {
             let torn = hold.decision.torn.as_ref()?;
-            let mut moved = torn.moved.iter().filter(|_| torn.goes_back);
-            let own = moved.find(|one| one.is_of(place) && one.digest == *production)?;
-            Some((hold.id, own.previous?))
-        };
-        self.torn(now).find_map(back)
+            Some((hold.id, torn.way_back(place, production)?))
+        })
     }
 
     /// The way out of a rollback, while its tag still names what it replaces.
     pub fn unmoved(&self, place: &TagId, production: &Digest, now: Timestamp) -> Option<String> {
-        let is_meant = |one: &&Numbered| {
-            one.kind == Kind::Rollback
-                && one.target.is_tag(place)
-                && one.decision.replaces == Some(*production)
-        };
-        self.now(now).find(is_meant).map(|one| {
-            let id = one.id;
-            format!(
-                "production still names {production}, which decision {id} replaces: repeat the rollback, or release {id}"
-            )
-        })
+        let id = self
+            .now(now)
+            .filter(|one| one.is_rollback_of(place))
+            .find(|one| one.decision.replaces == Some(*production))?
+            .id;
+        Some(format!(
+            "production still names {production}, which decision {id} replaces: repeat the rollback, or release {id}"
+        ))
     }
 
     /// The decisions about exactly this tag.
     pub fn of_tag(&self, place: &TagId) -> impl Iterator<Item = &Numbered> {
-        let is_meant = move |one: &&Numbered| one.target.is_tag(place);
-        self.decisions.iter().filter(is_meant)
+        self.decisions
+            .iter()
+            .filter(move |one| one.target.is_tag(place))
     }
 
     /// The holds of torn sets.
@@ -381,26 +383,26 @@ impl InForce {
 
     /// The holds of a torn set that are over, because staging names something else for a member.
     pub fn mended(&self, set: &SetName, staging: &Digest, now: Timestamp) -> Vec<&Numbered> {
-        let is_other = |one: &&Numbered| {
-            let torn = one.decision.torn.as_ref();
-            torn.is_some_and(|torn| !torn.staging.contains(staging))
-        };
         self.torn(now)
             .filter(|one| one.target.covers_in_set(set))
-            .filter(is_other)
+            .filter(|one| {
+                let torn = one.decision.torn.as_ref();
+                torn.is_some_and(|torn| !torn.staging.contains(staging))
+            })
             .collect()
     }
 
     /// The newest rollback of a tag that is in force.
     pub fn rollback_of(&self, place: &TagId, now: Timestamp) -> Option<&Numbered> {
-        let is_meant = |one: &&Numbered| one.kind == Kind::Rollback && one.target.is_tag(place);
-        self.now(now).filter(is_meant).last()
+        self.now(now).filter(|one| one.is_rollback_of(place)).last()
     }
 
     /// The rollbacks of a tag.
     pub fn rollbacks_of(&self, place: &TagId) -> Vec<&Numbered> {
-        let is_meant = |one: &&Numbered| one.kind == Kind::Rollback && one.target.is_tag(place);
-        self.decisions.iter().filter(is_meant).collect()
+        self.decisions
+            .iter()
+            .filter(|one| one.is_rollback_of(place))
+            .collect()
     }
 
     /// The accepts of all existing tags of one of these routes.
@@ -410,8 +412,7 @@ impl InForce {
         now: Timestamp,
     ) -> impl Iterator<Item = &Numbered> {
         self.now(now).filter(move |one| {
-            let is_meant = |name: &Arc<str>| routes.contains(name);
-            one.decision.all && matches!(&one.target, Target::Route(name) if is_meant(name))
+            one.decision.all && matches!(&one.target, Target::Route(name) if routes.contains(name))
         })
     }
 
@@ -440,11 +441,13 @@ impl InForce {
     /// The decisions that a release ends: that of a number, or all with exactly that target.
     pub fn ended_by(&self, id: Option<u64>, target: &Target) -> Vec<&Numbered> {
         let target = target.to_string();
-        let is_meant = |numbered: &&Numbered| match id {
-            Some(id) => numbered.id == id,
-            None => numbered.decision.target == target,
-        };
-        self.decisions.iter().filter(is_meant).collect()
+        self.decisions
+            .iter()
+            .filter(|numbered| match id {
+                Some(id) => numbered.id == id,
+                None => numbered.decision.target == target,
+            })
+            .collect()
     }
 
     /// When the first of them ends by itself.

@@ -35,6 +35,15 @@ pub struct Torn {
     pub goes_back: bool,
 }
 
+impl Torn {
+    /// What a tag goes back to, while production names what the set moved it to.
+    pub fn way_back(&self, place: &TagId, production: &Digest) -> Option<Digest> {
+        let mut moved = self.moved.iter().filter(|_| self.goes_back);
+        let own = moved.find(|one| one.is_of(place) && one.digest == *production)?;
+        own.previous
+    }
+}
+
 /// A tag of production that goes from one digest to another with its set.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SetMove {

@@ -13,7 +13,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use rusqlite::Connection;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -21,7 +20,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::rows::Row;
-use super::{Ledger, Query, chain, unreadable};
+use super::{Ledger, Query, chain};
 use crate::fault::Fault;
 use crate::oci::Digest;
 use crate::state;
@@ -218,15 +217,15 @@ impl AuditState {
 impl Ledger {
     /// The ledger's identity and its last row.
     pub async fn end(&self) -> Result<KnownEnd, Fault> {
-        let read = |db: &Connection| {
+        self.read(|db| {
             let last = chain::last_row(db)?;
             Ok(KnownEnd {
                 ledger: chain::identity(db)?,
                 id: last.map_or(0, |(id, _)| id),
                 hash: last.map(|(_, hash)| hash),
             })
-        };
-        self.store.read(read).await.map_err(unreadable)
+        })
+        .await
     }
 
     /// What contradicts this ledger in what something beside it knows: another ledger, a row that

@@ -7,8 +7,8 @@
 use rusqlite::{Connection, OptionalExtension as _};
 use serde_json::{Value, json};
 
+use super::Ledger;
 use super::raw::{self, RawRow};
-use super::{Ledger, unreadable};
 use crate::fault::Fault;
 use crate::job::Outcome;
 use crate::oci::Digest;
@@ -188,8 +188,7 @@ impl Ledger {
     pub async fn verify(&self) -> Result<Verified, Fault> {
         let mut position = Position::default();
         loop {
-            let read = move |db: &Connection| position.step(db);
-            position = match self.store.read(read).await.map_err(unreadable)? {
+            position = match self.read(move |db| position.step(db)).await? {
                 Step::More(position) => position,
                 Step::Ended(verified) => return Ok(verified),
             };

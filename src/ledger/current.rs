@@ -5,8 +5,8 @@ use jiff::Timestamp;
 use rusqlite::types::Value;
 use rusqlite::{Connection, params_from_iter};
 
+use super::Ledger;
 use super::raw::{json, parsed};
-use super::{Ledger, unreadable};
 use crate::fault::Fault;
 use crate::job::{Outcome, Settled};
 use crate::oci::Digest;
@@ -44,8 +44,7 @@ pub struct CurrentTag {
 impl Ledger {
     /// Tags as they were last seen, a page at a time.
     pub async fn tags(&self, query: TagsQuery) -> Result<Vec<CurrentTag>, Fault> {
-        let read = move |db: &Connection| page(db, &query);
-        self.store.read(read).await.map_err(unreadable)
+        self.read(move |db| page(db, &query)).await
     }
 }
 

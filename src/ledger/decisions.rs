@@ -222,8 +222,9 @@ impl Ledger {
         if let Some(known) = self.decisions.lock().in_force.clone() {
             return Ok(known);
         }
-        let read = |db: &Connection| Ok((in_force(db)?, tag_records::intents(db, MOST_LOST)?));
-        let (read, left) = self.store.read(read).await.map_err(unreadable)?;
+        let (read, left) = self
+            .read(|db| Ok((in_force(db)?, tag_records::intents(db, MOST_LOST)?)))
+            .await?;
         self.decisions.begin(read, left);
         Ok(self.known_decisions())
     }
@@ -367,14 +368,14 @@ impl Ledger {
         refused: RefusedDecision,
         facts: RunFacts,
     ) -> Result<(), Fault> {
-        let act = move |db: &Connection| {
+        self.write(move |db| {
             if is_repeated(db, &refused)? {
                 return Ok(());
             }
             let content = Content::RefusedDecision(Box::new(refused));
             rows::append(db, &content, None, &facts).map(drop)
-        };
-        self.store.write(act).await.map_err(unwritable)?;
+        })
+        .await?;
         self.audit.row_added();
         Ok(())
     }
@@ -411,7 +412,7 @@ impl Ledger {
         if lost.is_empty() {
             return Ok(Vec::new());
         }
-        let act = move |db: &Connection| {
+        self.read(move |db| {
             let mut open = Vec::new();
             for (place, digest) in lost {
                 if tag_records::of_place(db, &place)?
@@ -422,8 +423,8 @@ impl Ledger {
                 }
             }
             Ok(open)
-        };
-        self.store.read(act).await.map_err(unreadable)
+        })
+        .await
     }
 
     /// Waits for the names and the content on their way that a decision stops. Returns those that
@@ -614,7 +615,7 @@ pub struct DeniedTag {
 impl Ledger {
     /// Reads the decisions in force again.
     pub(super) async fn refresh_decisions(&self) -> Result<(), Fault> {
-        let read = self.store.read(in_force).await.map_err(unreadable)?;
+        let read = self.read(in_force).await?;
         self.decisions.adopt(read);
         Ok(())
     }
@@ -650,7 +651,7 @@ impl Ledger {
         if denied.is_empty() {
             return Ok(Vec::new());
         }
-        let act = move |db: &Connection| {
+        self.read(move |db| {
             let denied = json(&denied)?;
             db.prepare_cached(
                 "SELECT origin, repository, tag, digest FROM reported
@@ -673,7 +674,6 @@ impl Ledger {
                 })
             })?
             .collect()
-        };
-        self.store.read(act).await.map_err(unreadable)
+        }).await
     }
 }

@@ -275,6 +275,20 @@ impl Ledger {
         })
     }
 
+    async fn read<T: Send + 'static>(
+        &self,
+        act: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, Fault> {
+        self.store.read(act).await.map_err(unreadable)
+    }
+
+    async fn write<T: Send + 'static>(
+        &self,
+        act: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, Fault> {
+        self.store.write(act).await.map_err(unwritable)
+    }
+
     /// Whether the state folder is still the one that was locked.
     ///
     /// # Errors
@@ -346,10 +360,7 @@ impl Ledger {
     /// What is known of a place.
     pub async fn written(&self, place: &TagId) -> Result<TagRecord, Fault> {
         let place = place.clone();
-        self.store
-            .read(move |db| tag_records::of_place(db, &place))
-            .await
-            .map_err(unreadable)
+        self.read(move |db| tag_records::of_place(db, &place)).await
     }
 
     /// What is known of all tags of a destination repository; a tag that is missing is not known.
@@ -360,10 +371,8 @@ impl Ledger {
     ) -> Result<HashMap<Tag, TagRecord>, Fault> {
         let origin = origin.clone();
         let repository = repository.clone();
-        self.store
-            .read(move |db| tag_records::of_repository(db, origin.as_str(), repository.as_str()))
+        self.read(move |db| tag_records::of_repository(db, origin.as_str(), repository.as_str()))
             .await
-            .map_err(unreadable)
     }
 
     /// Records what both sides agree on, each only if the ledger still knows what it knew then.
@@ -379,7 +388,7 @@ impl Ledger {
         let origin = origin.clone();
         let repository = repository.clone();
         let now = clock::now();
-        let act = move |db: &Connection| {
+        self.write(move |db| {
             for Agreement { tag, digest, known } in agreements {
                 let place = TagId {
                     origin: origin.clone(),
@@ -395,8 +404,8 @@ impl Ledger {
                 tag_records::agree(db, &place, &digest, &known, hidden.as_ref())?;
             }
             Ok(())
-        };
-        self.store.write(act).await.map_err(unwritable)
+        })
+        .await
     }
 
     /// Records that an announced digest was found at `place`: it is what we wrote last. Intents
@@ -404,10 +413,8 @@ impl Ledger {
     pub async fn found(&self, place: &TagId, digest: &Digest) -> Result<(), Fault> {
         let place = place.clone();
         let digest = *digest;
-        self.store
-            .write(move |db| tag_records::wrote(db, &place, &digest))
+        self.write(move |db| tag_records::wrote(db, &place, &digest))
             .await
-            .map_err(unwritable)
     }
 
     /// Announces that a tag, which names `replaces`, is about to be named, unless a decision in
@@ -424,15 +431,16 @@ impl Ledger {
             return Err(trouble);
         }
         let known = self.in_force().await?;
-        let act = move |db: &Connection| match decisions::judge(db, &known, &candidate)? {
-            Verdict::Clear => {
-                let Candidate { place, digest, .. } = &candidate;
-                let is_new = tag_records::intend(db, place, digest, replaces.as_ref())?;
-                Ok(Intended::Announced { is_new })
-            }
-            verdict => Ok(Intended::Stopped(verdict)),
-        };
-        let intended = self.store.write(act).await.map_err(unwritable)?;
+        let intended = self
+            .write(move |db| match decisions::judge(db, &known, &candidate)? {
+                Verdict::Clear => {
+                    let Candidate { place, digest, .. } = &candidate;
+                    let is_new = tag_records::intend(db, place, digest, replaces.as_ref())?;
+                    Ok(Intended::Announced { is_new })
+                }
+                verdict => Ok(Intended::Stopped(verdict)),
+            })
+            .await?;
         // After the write: a folder that vanished before it is noticed as well.
         self.check_folder()
             .map_err(|gone| Fault::retryable(gone.to_string()))?;
@@ -443,10 +451,8 @@ impl Ledger {
     pub async fn forget_intent(&self, place: &TagId, digest: &Digest) -> Result<(), Fault> {
         let place = place.clone();
         let digest = *digest;
-        self.store
-            .write(move |db| tag_records::forget_intent(db, &place, &digest))
+        self.write(move |db| tag_records::forget_intent(db, &place, &digest))
             .await
-            .map_err(unwritable)
     }
 
     /// Adds a row when a settled job says something that the last row of its key does not: see
@@ -461,34 +467,35 @@ impl Ledger {
     ) -> Result<bool, Fault> {
         let key = key.clone();
         let settled = settled.clone();
-        let act = move |db: &Connection| {
-            if let Some(digest) = written {
-                tag_records::wrote(db, &key.destination, &digest)?;
-            }
-            if let Some(there) = settled
-                .previous_digest
-                .filter(|_| matches!(settled.result, Outcome::Drift | Outcome::Existing))
-            {
-                tag_records::report(db, &key.destination, &there)?;
-            }
-            let last = rows::last(db, &key)?;
-            let news = is_news(last.as_ref().and_then(Row::settled), &settled);
-            let row = match news {
-                true => Some(rows::add(db, &key, &settled, &facts)?),
-                false => None,
-            };
-            let is_promoted = settled.result == Outcome::Promoted;
-            let named = written.or(settled.digest.filter(|_| is_promoted));
-            let is_over = match (row, named) {
-                (Some(row), Some(digest)) => {
-                    let row = i64::try_from(row).unwrap_or(i64::MAX);
-                    decisions::used(db, &key.destination, &digest, row)?
+        let (is_added, is_over) = self
+            .write(move |db| {
+                if let Some(digest) = written {
+                    tag_records::wrote(db, &key.destination, &digest)?;
                 }
-                _ => false,
-            };
-            Ok((news, is_over))
-        };
-        let (is_added, is_over) = self.store.write(act).await.map_err(unwritable)?;
+                if let Some(there) = settled
+                    .previous_digest
+                    .filter(|_| matches!(settled.result, Outcome::Drift | Outcome::Existing))
+                {
+                    tag_records::report(db, &key.destination, &there)?;
+                }
+                let last = rows::last(db, &key)?;
+                let news = is_news(last.as_ref().and_then(Row::settled), &settled);
+                let row = match news {
+                    true => Some(rows::add(db, &key, &settled, &facts)?),
+                    false => None,
+                };
+                let is_promoted = settled.result == Outcome::Promoted;
+                let named = written.or(settled.digest.filter(|_| is_promoted));
+                let is_over = match (row, named) {
+                    (Some(row), Some(digest)) => {
+                        let row = i64::try_from(row).unwrap_or(i64::MAX);
+                        decisions::used(db, &key.destination, &digest, row)?
+                    }
+                    _ => false,
+                };
+                Ok((news, is_over))
+            })
+            .await?;
         if is_over {
             self.refresh_decisions().await?;
         }
@@ -501,8 +508,8 @@ impl Ledger {
     /// Adds a row for a reading of the config.
     pub async fn reloaded(&self, reload: Reload, facts: RunFacts) -> Result<(), Fault> {
         let content = Content::Reload(Box::new(reload));
-        let act = move |db: &Connection| rows::append(db, &content, None, &facts).map(drop);
-        self.store.write(act).await.map_err(unwritable)?;
+        self.write(move |db| rows::append(db, &content, None, &facts).map(drop))
+            .await?;
         self.audit.row_added();
         Ok(())
     }
@@ -510,19 +517,13 @@ impl Ledger {
     /// The newest job that wrote to a place.
     pub async fn newest_job(&self, place: &TagId) -> Result<Option<Key>, Fault> {
         let place = place.clone();
-        self.store
-            .read(move |db| rows::newest_job(db, &place))
-            .await
-            .map_err(unreadable)
+        self.read(move |db| rows::newest_job(db, &place)).await
     }
 
     /// What staging was last seen to name for a place, by the rows of looks.
     pub async fn last_seen_of(&self, place: &TagId) -> Result<Vec<Digest>, Fault> {
         let place = place.clone();
-        self.store
-            .read(move |db| rows::last_seen_of(db, &place))
-            .await
-            .map_err(unreadable)
+        self.read(move |db| rows::last_seen_of(db, &place)).await
     }
 
     /// Whether the act of a decision has named a digest at a place since a row.
@@ -534,30 +535,24 @@ impl Ledger {
     ) -> Result<bool, Fault> {
         let place = place.clone();
         let digest = *digest;
-        self.store
-            .read(move |db| rows::has_moved_since(db, row, &place, &digest))
+        self.read(move |db| rows::has_moved_since(db, row, &place, &digest))
             .await
-            .map_err(unreadable)
     }
 
     /// What promotions of a place before a row named and what they replaced, the newest first. A
     /// move that the daemon took back because of a torn set counts as not made.
     pub async fn digests_of(&self, place: &TagId, before: u64) -> Result<Vec<Digest>, Fault> {
         let place = place.clone();
-        self.store
-            .read(move |db| rows::digests_of(db, &place, before))
+        self.read(move |db| rows::digests_of(db, &place, before))
             .await
-            .map_err(unreadable)
     }
 
     /// The jobs that promoted a digest into the repository of a place.
     pub async fn named_by(&self, place: &TagId, digest: &Digest) -> Result<Vec<Key>, Fault> {
         let place = place.clone();
         let digest = *digest;
-        self.store
-            .read(move |db| rows::named_by(db, &place, &digest))
+        self.read(move |db| rows::named_by(db, &place, &digest))
             .await
-            .map_err(unreadable)
     }
 
     /// Whether the last row of a key before the row `before` reports production's digest as existing
@@ -570,28 +565,20 @@ impl Ledger {
         production: Digest,
     ) -> Result<bool, Fault> {
         let key = key.clone();
-        self.store
-            .read(move |db| rows::was_existing(db, &key, before, &staging, &production))
+        self.read(move |db| rows::was_existing(db, &key, before, &staging, &production))
             .await
-            .map_err(unreadable)
     }
 
     /// How many tags of a route are existing by their last row.
     pub async fn count_existing(&self, route: &str) -> Result<u64, Fault> {
         let route = route.to_owned();
-        self.store
-            .read(move |db| rows::count_existing(db, &route))
-            .await
-            .map_err(unreadable)
+        self.read(move |db| rows::count_existing(db, &route)).await
     }
 
     /// The newest row of a key.
     pub async fn last(&self, key: &Key) -> Result<Option<Row>, Fault> {
         let key = key.clone();
-        self.store
-            .read(move |db| rows::last(db, &key))
-            .await
-            .map_err(unreadable)
+        self.read(move |db| rows::last(db, &key)).await
     }
 
     /// The jobs of a destination repository with a newest row that is neither promoted nor up to
@@ -603,10 +590,8 @@ impl Ledger {
     ) -> Result<Vec<UnsettledJob>, Fault> {
         let origin = origin.clone();
         let repository = repository.clone();
-        self.store
-            .read(move |db| rows::troubled(db, origin.as_str(), repository.as_str()))
+        self.read(move |db| rows::troubled(db, origin.as_str(), repository.as_str()))
             .await
-            .map_err(unreadable)
     }
 
     /// Rows that this process has added: tells whether there is anything new to read.
@@ -616,10 +601,7 @@ impl Ledger {
 
     /// Rows, a page at a time.
     pub async fn page(&self, query: Query) -> Result<Vec<Row>, Fault> {
-        self.store
-            .read(move |db| rows::page(db, &query))
-            .await
-            .map_err(unreadable)
+        self.read(move |db| rows::page(db, &query)).await
     }
 }
 

@@ -2,7 +2,7 @@
 
 use rusqlite::Connection;
 
-use super::{Ledger, unreadable, unwritable};
+use super::{Ledger, unreadable};
 use crate::endpoint::Origin;
 use crate::fault::Fault;
 use crate::oci::{Digest, RepositoryName};
@@ -20,7 +20,7 @@ impl Ledger {
         pushers: Vec<String>,
     ) -> Result<(), Fault> {
         let place = place(origin, repository, digest);
-        let act = move |db: &Connection| {
+        self.write(move |db| {
             let room = MOST.saturating_sub(of(db, &place)?.len());
             let [origin, repository, digest] = &place;
             pushers.iter().take(room).try_for_each(|pusher| {
@@ -30,8 +30,7 @@ impl Ledger {
                 .execute([origin, repository, digest, pusher])
                 .map(drop)
             })
-        };
-        self.store.write(act).await.map_err(unwritable)
+        }).await
     }
 
     /// The names that were recorded for a digest.

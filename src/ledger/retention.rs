@@ -11,7 +11,7 @@ use rusqlite::{Connection, OptionalExtension as _, params};
 use tokio::sync::watch;
 
 use super::raw::RawRow;
-use super::{Ledger, chain, unwritable};
+use super::{Ledger, chain};
 use crate::clock;
 use crate::fault::Fault;
 
@@ -55,10 +55,8 @@ impl Ledger {
     /// When the ledger cannot be written.
     pub async fn drop_texts_before(&self, limit: Timestamp) -> Result<Step, Fault> {
         let now = clock::now();
-        self.store
-            .write(move |db| step(db, limit.as_millisecond(), now.as_millisecond()))
+        self.write(move |db| step(db, limit.as_millisecond(), now.as_millisecond()))
             .await
-            .map_err(unwritable)
     }
 }
 
