@@ -6,7 +6,7 @@
 //! | layer | modules | content |
 //! |---|---|---|
 //! | 9 | [`cli`], [`demo`] | arguments in, exit code out; two loopback registries and a sample |
-//! | 8 | [`commands`], [`daemon`] | copy, promote, check without a daemon; runs and drains the parts |
+//! | 8 | [`commands`], [`daemon`], [`migrate`] | copy, promote, check without a daemon; runs and drains the parts; configs of other tools |
 //! | 7 | [`admin`], [`config`], [`parts`] | HTTP; the file and its typed settings; builds every part |
 //! | 6 | [`watch`] | poll, ping, receivers, queues, signal → event → queue → scheduling |
 //! | 5 | [`look`], [`status`] | listings → rules → comparison → jobs; a snapshot for others |
@@ -46,6 +46,7 @@ pub mod layout;
 pub mod ledger;
 pub mod look;
 pub mod metrics;
+pub mod migrate;
 pub mod oci;
 pub mod oidc;
 pub mod parts;

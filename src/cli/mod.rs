@@ -20,6 +20,7 @@ mod inspect;
 mod junit;
 mod lines;
 mod man;
+mod migrate;
 mod output;
 mod pass;
 mod progress;
@@ -196,6 +197,8 @@ enum Command {
     Rollback(decide_tag::Rollback),
     /// See it work at once: two registries on loopback ports, a sample image, the daemon
     Demo(demo::Demo),
+    /// Turn the config of another tool, or the commands of a pipeline, into a config of blobferry
+    Migrate(migrate::Migrate),
     /// Print the IAM policies that the config's ECR registries need
     Iam(iam::Iam),
     /// Print the JSON schema of the config file, for editors
@@ -370,6 +373,7 @@ async fn dispatch(
         Command::Accept(command) => command.run(arguments, lines).boxed_local().await,
         Command::Rollback(command) => command.run(arguments, lines).boxed_local().await,
         Command::Demo(command) => command.run(lines).boxed_local().await,
+        Command::Migrate(command) => command.run(lines),
         Command::Iam(command) => command.run(arguments, lines).boxed_local().await,
         Command::Schema => Ok(schema::run(lines)),
         Command::Completions(command) => Ok(command.run(lines)),
@@ -547,6 +551,8 @@ mod tests {
             "release 12 --json",
             &format!("deny {digest} --reason CVE"),
             "demo --for 1m30s",
+            "migrate regsync.yml",
+            "migrate --from skopeo --to registry.example/team --scoped -",
             "iam -c other.yaml",
             "schema",
             "completions bash",
@@ -570,6 +576,8 @@ mod tests {
             "accept",
             "rollback app:v1 --to v0",
             "demo --for soon",
+            "migrate",
+            "migrate --from helm values.yaml",
             "demo --for -3s",
             "completions cmd",
             "run -v -q",

@@ -41,7 +41,7 @@ mod substitute;
 mod tests;
 mod tokens;
 mod units;
-mod yaml;
+pub(crate) mod yaml;
 
 use std::collections::BTreeMap;
 use std::fs::File;

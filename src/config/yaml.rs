@@ -44,13 +44,13 @@ impl Position {
 
 /// A value and its place.
 #[derive(Debug)]
-pub(super) struct Node {
-    pub(super) at: Position,
-    pub(super) value: Value,
+pub(crate) struct Node {
+    pub(crate) at: Position,
+    pub(crate) value: Value,
 }
 
 #[derive(Debug)]
-pub(super) enum Value {
+pub(crate) enum Value {
     Null,
     Text(String),
     List(Vec<Node>),
@@ -59,17 +59,17 @@ pub(super) enum Value {
 
 /// A key with its value.
 #[derive(Debug)]
-pub(super) struct Entry {
-    pub(super) at: Position,
-    pub(super) key: String,
-    pub(super) node: Node,
+pub(crate) struct Entry {
+    pub(crate) at: Position,
+    pub(crate) key: String,
+    pub(crate) node: Node,
 }
 
 /// Reads one document.
 ///
 /// # Errors
 /// Where the text is not YAML, or too much of it, and why.
-pub(super) fn parse(text: &str) -> Result<Node, (Position, String)> {
+pub(crate) fn parse(text: &str) -> Result<Node, (Position, String)> {
     let options = serde_saphyr::options! {
         budget: serde_saphyr::budget! { max_nodes: MOST_NODES, max_depth: DEEPEST },
         alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: MOST_REPLAYED },

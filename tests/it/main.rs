@@ -44,6 +44,7 @@ mod listener_tls;
 mod lists;
 mod memory_bound;
 mod metrics;
+mod migrate;
 mod moto;
 mod naming;
 mod naming_program;

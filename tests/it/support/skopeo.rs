@@ -62,3 +62,16 @@ async fn run(arguments: &[&str]) -> Output {
         .await
         .expect("skopeo runs")
 }
+
+/// `skopeo sync --src yaml` of the file to a registry that speaks plain HTTP.
+pub async fn sync(file: &str, destination: &str, more: &[&str]) {
+    let fixed = ["sync", "--all", "--src", "yaml", "--dest", "docker"];
+    let insecure = ["--src-tls-verify=false", "--dest-tls-verify=false"];
+    let arguments = [&fixed[..], &insecure, more, &[file, destination]].concat();
+    let synced = run(&arguments).await;
+    assert!(
+        synced.status.success(),
+        "skopeo sync {file} {destination}: {}",
+        String::from_utf8_lossy(&synced.stderr)
+    );
+}

@@ -1,0 +1,244 @@
+//! dregsy: `tasks` with a source, a target and mappings.
+
+use super::address;
+use super::outline::{Outline, Place, Remark, Route, Tags};
+use super::pair;
+use super::rules;
+use super::tree::{Map, Wrong};
+
+/// Reads the file.
+pub(super) fn read(root: &Map<'_>, outline: &mut Outline) -> Result<(), Wrong> {
+    let unmatched = outline.unmatched(
+        root,
+        &["tasks"],
+        &[
+            ("relay", "no engine and no other program is needed"),
+            ("docker", "no engine is needed"),
+            ("skopeo", "no other program is needed; its certs-dir: `ca_file`, `client_cert_file`, `client_key_file`"),
+            ("lister", "repositories are listed as the registry allows"),
+            ("dockerhost", "no engine is needed"),
+            ("api-version", "no engine is needed"),
+        ],
+    );
+    outline.remarks.extend(unmatched);
+    for task in root.maps("tasks")? {
+        self::task(&task, outline)?;
+    }
+    Ok(())
+}
+
+fn task(task: &Map<'_>, outline: &mut Outline) -> Result<(), Wrong> {
+    const KNOWN: [&str; 5] = ["name", "interval", "source", "target", "mappings"];
+    let unmatched = outline.unmatched(
+        task,
+        &KNOWN,
+        &[
+            ("verbose", "`-v` logs more"),
+            ("env", "the daemon's own environment counts"),
+        ],
+    );
+    outline.remarks.extend(unmatched);
+    if let Some(seconds) = task.number("interval")?.filter(|seconds| *seconds > 0) {
+        outline.poll_every(seconds);
+    }
+    let source = side(task, "source", outline)?;
+    let target = side(task, "target", outline)?;
+    for mapping in task.maps("mappings")? {
+        entry(&mapping, source, target, outline)?;
+    }
+    Ok(())
+}
+
+fn side(task: &Map<'_>, key: &str, outline: &mut Outline) -> Result<usize, Wrong> {
+    let Some(map) = task.map(key)? else {
+        return Err(Wrong::at(task.at, format!("has no `{key}`")));
+    };
+    const KNOWN: [&str; 4] = ["registry", "auth", "skip-tls-verify", "auth-refresh"];
+    let unmatched = outline.unmatched(&map, &KNOWN, &[]);
+    let (host, _) = address::host_and_path(map.needed("registry")?);
+    let position = outline.registry(host);
+    let registry = &mut outline.registries[position];
+    registry.remarks.extend(unmatched);
+    match map.text("auth")? {
+        Some("none") => registry.set("auth", "anonymous"),
+        Some(_) => registry.needs_password(map.line_of("auth"), "auth"),
+        None => {}
+    }
+    if map.has("auth-refresh") {
+        registry.remark(
+            map.line_of("auth-refresh"),
+            "auth-refresh: tokens of ECR are renewed unasked",
+        );
+    }
+    if map.truth("skip-tls-verify")? == Some(true) {
+        registry.remark(
+            map.line_of("skip-tls-verify"),
+            "skip-tls-verify: a certificate is always checked; `ca_file` adds an authority",
+        );
+    }
+    Ok(position)
+}
+
+fn entry(map: &Map<'_>, source: usize, target: usize, outline: &mut Outline) -> Result<(), Wrong> {
+    const WITHOUT: [(&str, &str); 1] = [("preserve-digests", "a digest never changes")];
+    let mut remarks = outline.unmatched(
+        map,
+        &["from", "to", "tags", "platform", "digests"],
+        &WITHOUT,
+    );
+    let line = map.line();
+    if map
+        .text("platform")?
+        .is_some_and(|platform| platform != "all")
+    {
+        remarks.push(pair::one_platform(map.line_of("platform"), "platform"));
+    }
+    let from = map.needed("from")?;
+    let to = map.text("to")?.map(str::trim).filter(|to| !to.is_empty());
+    let rules = map.texts("tags")?;
+    for _ in map.list("digests") {
+        outline.refuse(
+            map.line_of("digests"),
+            from,
+            "names a digest, and a route names tags: `blobferry copy SRC@DIGEST DST:TAG` copies it once",
+        );
+    }
+    if rules.is_empty() && map.has("digests") {
+        return Ok(());
+    }
+    let selected = tags(&rules, map.line_of("tags"), outline, from);
+    let found = selected.and_then(|(tags, told)| {
+        remarks.extend(told);
+        let (from, to) = repositories(from, to)?;
+        Ok(Route {
+            line,
+            from: Place {
+                registry: source,
+                repository: from,
+            },
+            to: vec![Place {
+                registry: target,
+                repository: to,
+            }],
+            tags,
+            remarks,
+        })
+    });
+    match found {
+        Ok(route) => outline.add(route),
+        Err(reason) => outline.refuse(line, from, reason),
+    }
+    Ok(())
+}
+
+/// The two repositories. Expressions have a counterpart where they are plain wildcards.
+fn repositories(from: &str, to: Option<&str>) -> Result<(String, String), String> {
+    let expression = from.strip_prefix("regex:").map(str::trim);
+    let is_replaced = to.is_some_and(|to| to.starts_with("regex:"));
+    if is_replaced {
+        return Err("to: an expression that rewrites names: write the route with * or ** in `from` and {1} in `to`".into());
+    }
+    let Some(expression) = expression else {
+        let from = from.trim_start_matches('/');
+        return Ok((
+            from.to_owned(),
+            to.unwrap_or(from).trim_start_matches('/').to_owned(),
+        ));
+    };
+    let pattern = rules::repositories(expression)?;
+    let path = rules::captured(&pattern);
+    let to = match to.map(|to| to.trim_matches('/')) {
+        Some(to) => format!("{to}/{path}"),
+        None => path,
+    };
+    Ok((pattern, to))
+}
+
+type Rules = Result<(Tags, Vec<Remark>), String>;
+
+/// The rules of a mapping: a tag needs one of them, and every `keep:`.
+fn tags(texts: &[&str], line: u64, outline: &mut Outline, what: &str) -> Rules {
+    let mut tags = Tags::default();
+    let mut remarks = Vec::new();
+    let mut is_only_digests = !texts.is_empty();
+    for text in texts {
+        let text = text.trim();
+        if text.contains('@') {
+            outline.refuse(
+                line,
+                what,
+                "names a digest, and a route names tags: `blobferry copy SRC@DIGEST DST:TAG` copies it once",
+            );
+            continue;
+        }
+        is_only_digests = false;
+        if let Some(range) = text.strip_prefix("semver:") {
+            let ranged = rules::range(range).map_err(|reason| format!("tags: a range {reason}"))?;
+            let is_alone = texts
+                .iter()
+                .filter(|text| !text.trim().starts_with("keep:"))
+                .count()
+                == 1;
+            if !ranged.exclude.is_empty() && !is_alone {
+                return Err("tags: a range that leaves a version out, beside other rules: `exclude` counts for all \
+                            rules of a route, so write it out"
+                    .into());
+            }
+            tags.include.push(ranged.include);
+            tags.exclude.extend(ranged.exclude);
+            remarks = vec![rules::versions(line)];
+        } else if let Some(expression) = text.strip_prefix("regex:") {
+            let inverted = expression
+                .trim()
+                .strip_prefix('!')
+                .filter(|_| texts.len() == 1);
+            if let Some(inverted) = inverted {
+                keep(&format!("!{inverted}"), &mut tags)?;
+                continue;
+            }
+            tags.include.push(expression_rule(expression)?);
+        } else if let Some(kept) = text.strip_prefix("keep:") {
+            keep(kept.trim(), &mut tags)?;
+        } else {
+            tags.include
+                .push(rules::literal(text).map_err(|reason| format!("tags: a tag {reason}"))?);
+        }
+    }
+    if is_only_digests {
+        return Err("has digests and no tag".into());
+    }
+    if tags.include.is_empty() {
+        tags.include.push("*".into());
+    }
+    Ok((tags, remarks))
+}
+
+/// `!` in front takes what does not match, which a rule of `include` cannot say.
+fn expression_rule(expression: &str) -> Result<String, String> {
+    let expression = expression.trim();
+    if expression.starts_with('!') {
+        return Err("tags: `regex: !…` takes all tags but some: say `include: [\"*\"]` and `exclude` with the expression, \
+                    where no other rule stands beside it"
+            .into());
+    }
+    rules::whole(expression).map_err(|reason| format!("tags: an expression {reason}"))
+}
+
+/// `keep: latest N`, or an expression that every tag must match.
+fn keep(kept: &str, tags: &mut Tags) -> Result<(), String> {
+    if let Some(count) = kept.strip_prefix("latest") {
+        let count: u64 = count
+            .trim()
+            .parse()
+            .map_err(|_| "tags: `keep: latest` needs a number")?;
+        tags.newest = Some(count);
+        return Ok(());
+    }
+    let inverted = kept.strip_prefix('!').ok_or(
+        "tags: `keep:` with an expression that all tags must match: write rules of `include` that say both",
+    )?;
+    tags.exclude.push(
+        rules::whole(inverted.trim()).map_err(|reason| format!("tags: an expression {reason}"))?,
+    );
+    Ok(())
+}

@@ -1,0 +1,343 @@
+//! ocync: `registries`, `target_groups`, `defaults` and `mappings`.
+
+use std::collections::BTreeMap;
+
+use super::address;
+use super::outline::{Outline, Place, Remark, Route, Tags};
+use super::rules;
+use super::tree::{Map, Wrong};
+
+const PLATFORMS: (&str, &str) = (
+    "platforms",
+    "the whole index travels, a digest never changes; tags that were cut down have another digest",
+);
+
+/// What ocync leaves out unasked.
+const PRE_RELEASES: &str = "/(?i)-(rc|alpha|beta|pre|snapshot|nightly)/";
+
+/// Names of the file with what they stand for.
+#[derive(Default)]
+struct Names {
+    registries: BTreeMap<String, usize>,
+    groups: BTreeMap<String, Vec<String>>,
+}
+
+/// Reads the file.
+pub(super) fn read(root: &Map<'_>, outline: &mut Outline) -> Result<(), Wrong> {
+    const KNOWN: [&str; 5] = [
+        "registries",
+        "target_groups",
+        "defaults",
+        "mappings",
+        "global",
+    ];
+    let unknown = outline.unmatched(root, &KNOWN, &[]);
+    outline.remarks.extend(unknown);
+    let mut names = Names::default();
+    if let Some(registries) = root.map("registries")? {
+        for (name, node) in registries.entries() {
+            registry(name, &Map::of(node, name)?, &mut names, outline)?;
+        }
+    }
+    if let Some(groups) = root.map("target_groups")? {
+        for (name, _) in groups.entries() {
+            let members = groups.texts(name)?.into_iter().map(str::to_owned).collect();
+            names.groups.insert(name.to_owned(), members);
+        }
+    }
+    if let Some(global) = root.map("global")? {
+        let unmatched = outline.unmatched(
+            &global,
+            &[],
+            &[
+                (
+                    "max_concurrent_transfers",
+                    "`concurrency` of a registry limits what is asked of it",
+                ),
+                ("cache_dir", "`daemon.state` is the folder of the index"),
+                (
+                    "cache_ttl",
+                    "`daemon.verify` says how often production is asked again",
+                ),
+                ("staging_size_limit", "no blob is on disk"),
+            ],
+        );
+        outline.remarks.extend(unmatched);
+    }
+    let defaults = root.map("defaults")?;
+    if let Some(defaults) = &defaults {
+        let unmatched = outline.unmatched(
+            defaults,
+            &["source", "targets", "tags", "artifacts"],
+            &[PLATFORMS],
+        );
+        outline.remarks.extend(unmatched);
+        artifacts(defaults, outline)?;
+    }
+    for mapping in root.maps("mappings")? {
+        entry(&mapping, defaults.as_ref(), &names, outline)?;
+    }
+    Ok(())
+}
+
+fn registry(
+    name: &str,
+    map: &Map<'_>,
+    names: &mut Names,
+    outline: &mut Outline,
+) -> Result<(), Wrong> {
+    const KNOWN: [&str; 6] = [
+        "url",
+        "auth_type",
+        "max_concurrent",
+        "credentials",
+        "token",
+        "aws_profile",
+    ];
+    const WITHOUT: [(&str, &str); 1] = [(
+        "head_first",
+        "a poll costs the listings, not a request for each tag",
+    )];
+    let unmatched = outline.unmatched(map, &KNOWN, &WITHOUT);
+    let url = map.needed("url")?;
+    let (host, path) = address::host_and_path(url);
+    let position = outline.registry_named(name, host);
+    names.registries.insert(name.to_owned(), position);
+    let registry = &mut outline.registries[position];
+    registry.remarks.extend(unmatched);
+    registry.is_plain |= url.starts_with("http://");
+    if !path.is_empty() {
+        registry.remark(
+            map.line_of("url"),
+            "url: a path belongs into `from` and `to` of the routes",
+        );
+    }
+    let line = map.line_of("auth_type");
+    match map.text("auth_type")? {
+        Some("ecr") => registry.set("auth", "ecr"),
+        Some("anonymous") => registry.set("auth", "anonymous"),
+        Some("docker_config" | "ghcr") => registry.set("auth", "docker-config"),
+        Some("gar" | "gcr" | "acr") => registry.remark(
+            line,
+            "auth_type: name the cloud's credential helper in the Docker config, which is asked",
+        ),
+        Some("basic" | "static_token" | "token") | None => {}
+        Some(_) => registry.remark(
+            line,
+            "auth_type: is not known; the identity follows the host",
+        ),
+    }
+    if map.has("credentials") {
+        registry.needs_password(map.line_of("credentials"), "credentials");
+    }
+    if map.has("token") {
+        registry.needs_token(map.line_of("token"), "token");
+    }
+    if let Some(profile) = map.text("aws_profile")? {
+        registry.set("aws_profile", profile);
+    }
+    if let Some(number) = map.number("max_concurrent")?.filter(|number| *number > 0) {
+        registry.set("concurrency", number.to_string());
+    }
+    Ok(())
+}
+
+fn artifacts(map: &Map<'_>, outline: &mut Outline) -> Result<(), Wrong> {
+    let Some(artifacts) = map.map("artifacts")? else {
+        return Ok(());
+    };
+    let unmatched = outline.unmatched(
+        &artifacts,
+        &[],
+        &[
+            ("enabled", "referrers always travel"),
+            (
+                "include",
+                "all referrers travel; `gates.referrers` requires types",
+            ),
+            ("exclude", "all referrers travel"),
+            (
+                "require_artifacts",
+                "`gates.referrers` lists the artifact types that an image must have",
+            ),
+        ],
+    );
+    outline.remarks.extend(unmatched);
+    Ok(())
+}
+
+fn entry(
+    map: &Map<'_>,
+    defaults: Option<&Map<'_>>,
+    names: &Names,
+    outline: &mut Outline,
+) -> Result<(), Wrong> {
+    const KNOWN: [&str; 6] = ["from", "to", "source", "targets", "tags", "artifacts"];
+    let mut remarks = outline.unmatched(map, &KNOWN, &[PLATFORMS]);
+    artifacts(map, outline)?;
+    let line = map.line();
+    let from = map.needed("from")?;
+    let to = map.text("to")?.unwrap_or(from);
+    let own_or_default = |key: &str| match map.has(key) {
+        true => Some(map),
+        false => defaults.filter(|defaults| defaults.has(key)),
+    };
+    let source = match own_or_default("source") {
+        Some(map) => map.text("source")?,
+        None => None,
+    };
+    let targets = match own_or_default("targets") {
+        Some(map) => map.texts("targets")?,
+        None => Vec::new(),
+    };
+    let tags = match own_or_default("tags") {
+        Some(map) => map.map("tags")?,
+        None => None,
+    };
+    let what = format!("{from} -> {to}");
+    let selected = match &tags {
+        None => Ok((Tags::all(), Vec::new())),
+        Some(tags) => tags_of(tags, outline)?,
+    };
+    let found = selected.and_then(|(tags, told)| {
+        remarks.extend(told);
+        let registry = source.and_then(|name| names.registries.get(name));
+        let targets = targets_of(&targets, names);
+        let from = Place {
+            registry: *registry.ok_or("source: names no registry of the file")?,
+            repository: from.to_owned(),
+        };
+        let to = targets?.into_iter().map(|registry| Place {
+            registry,
+            repository: to.to_owned(),
+        });
+        Ok(Route {
+            line,
+            from,
+            to: to.collect(),
+            tags,
+            remarks,
+        })
+    });
+    match found {
+        Ok(route) => outline.add(route),
+        Err(reason) => outline.refuse(line, what, reason),
+    }
+    Ok(())
+}
+
+fn targets_of(targets: &[&str], names: &Names) -> Result<Vec<usize>, String> {
+    let mut positions = Vec::new();
+    for target in targets {
+        let one = vec![(*target).to_owned()];
+        for name in names.groups.get(*target).unwrap_or(&one) {
+            let position = names.registries.get(name);
+            positions.push(*position.ok_or("targets: names no registry and no group of the file")?);
+        }
+    }
+    match positions.is_empty() {
+        true => Err("targets: there is none".into()),
+        false => Ok(positions),
+    }
+}
+
+type Rules = Result<(Tags, Vec<Remark>), String>;
+
+/// A tag must match `glob` and lie within `semver`; `include` adds tags that need neither.
+fn tags_of(map: &Map<'_>, outline: &mut Outline) -> Result<Rules, Wrong> {
+    const KNOWN: [&str; 8] = [
+        "glob",
+        "semver",
+        "exclude",
+        "include",
+        "sort",
+        "latest",
+        "semver_prerelease",
+        "min_tags",
+    ];
+    const WITHOUT: [(&str, &str); 1] = [(
+        "immutable_tags",
+        "every tag is fixed here but those of `moving`: list the ones that move",
+    )];
+    let mut remarks = outline.unmatched(map, &KNOWN, &WITHOUT);
+    let globs = map.texts("glob")?;
+    let range = map.text("semver")?;
+    let include = map.texts("include")?;
+    let exclude = map.texts("exclude")?;
+    let newest = map.number("latest")?;
+    let at_least = map.number("min_tags")?;
+    let sort = map.text("sort")?;
+    let line = map.line();
+    let rules = pool(&globs, range, line).and_then(|(mut tags, told)| {
+        remarks.extend(told);
+        tags.at_least = at_least;
+        let included: Vec<String> = all(&include, "include")?;
+        if !included.is_empty() && !tags.include.iter().any(|rule| rule == "*") {
+            tags.include.extend(included.clone());
+        }
+        tags.exclude.extend(all(&exclude, "exclude")?);
+        if included.iter().any(|rule| is_pre_release(rule)) {
+            remarks.push(Remark::new(
+                line,
+                "tags.include: ocync leaves -rc, -alpha, -beta, -pre, -snapshot and -nightly out of all other rules; \
+                 `exclude` would take them from this one too: exclude what is too much",
+            ));
+        } else {
+            tags.exclude.push(PRE_RELEASES.to_owned());
+        }
+        if let Some(newest) = newest {
+            if sort != Some("semver") {
+                return Err("tags.latest: `newest` counts versions only, not tags in another order".into());
+            }
+            tags.newest = Some(newest);
+            remarks.push(Remark::new(
+                line,
+                "tags.latest: `newest` counts versions (MAJOR.MINOR.PATCH); other tags that the rules take are not counted",
+            ));
+        }
+        Ok((tags, remarks))
+    });
+    Ok(rules)
+}
+
+fn is_pre_release(rule: &str) -> bool {
+    let rule = rule.to_ascii_lowercase();
+    ["-rc", "-alpha", "-beta", "-pre", "-snapshot", "-nightly"]
+        .iter()
+        .any(|mark| rule.contains(mark))
+        || rule == "*"
+}
+
+fn all(globs: &[&str], key: &str) -> Result<Vec<String>, String> {
+    let rules = globs.iter().map(|glob| rules::glob(glob));
+    rules
+        .collect::<Result<_, _>>()
+        .map_err(|reason| format!("tags.{key}: a pattern {reason}"))
+}
+
+/// The tags that match `glob` and lie within `semver`.
+fn pool(globs: &[&str], range: Option<&str>, line: u64) -> Rules {
+    let Some(range) = range else {
+        let include = match globs.is_empty() {
+            true => vec!["*".to_owned()],
+            false => all(globs, "glob")?,
+        };
+        return Ok((Tags::of(include), Vec::new()));
+    };
+    let ranged = rules::range(range).map_err(|reason| format!("tags.semver: {reason}"))?;
+    let mut tags = Tags::of([ranged.include]);
+    tags.exclude = ranged.exclude;
+    match globs {
+        [] => {}
+        [glob] => {
+            let prefix = rules::prefix_of(glob).ok_or(
+                "tags: a tag must pass both glob and semver; here it needs one rule of `include`: write one rule that says both",
+            )?;
+            if !prefix.is_empty() {
+                tags.exclude.push(rules::not_before(prefix)?);
+            }
+        }
+        _ => return Err("tags: a tag must pass both semver and one of several globs: write one rule that says both".into()),
+    }
+    Ok((tags, vec![rules::versions(line)]))
+}

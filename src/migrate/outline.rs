@@ -1,0 +1,443 @@
+//! What all formats come to: registries and routes, each with comments on what has no counterpart.
+
+use std::cmp::Reverse;
+use std::collections::BTreeSet;
+
+use super::tree::Map;
+use crate::fault::{clip, without_passwords};
+use crate::route::Pattern;
+
+/// What is a version differs from tool to tool.
+pub(super) const VERSIONS: &str = "ranges: only MAJOR.MINOR.PATCH is a version here, with or without a v, and a \
+     pre-release needs a range that names one; tags such as 1.27 need a rule of their own";
+
+/// What has no counterpart, or means something else here, and the way out.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Remark {
+    /// The line of the old file.
+    pub line: u64,
+    /// One line of text.
+    pub text: String,
+}
+
+impl Remark {
+    pub(super) fn new(line: u64, text: impl AsRef<str>) -> Remark {
+        Remark {
+            line,
+            text: clip(&without_passwords(text.as_ref()), 400),
+        }
+    }
+}
+
+/// A registry under the name that the config gives it.
+#[derive(Debug)]
+pub(super) struct Registry {
+    pub(super) name: String,
+    /// How references name it: `host` or `host:port`, perhaps with `${VARIABLES}`.
+    pub(super) host: String,
+    /// Where it is reached.
+    pub(super) address: String,
+    /// Plain HTTP.
+    pub(super) is_plain: bool,
+    has_variables: bool,
+    /// Further keys with their values.
+    pub(super) keys: Vec<(&'static str, String)>,
+    /// Keys that stand behind a `#`: their files are not there yet.
+    pub(super) later: Vec<(&'static str, String)>,
+    pub(super) remarks: Vec<Remark>,
+}
+
+impl Registry {
+    /// Sets a key, once.
+    pub(super) fn set(&mut self, key: &'static str, value: impl Into<String>) {
+        if !self.keys.iter().any(|(known, _)| *known == key) {
+            self.keys.push((key, value.into()));
+        }
+    }
+
+    pub(super) fn remark(&mut self, line: u64, text: impl AsRef<str>) {
+        let remark = Remark::new(line, text);
+        if !self.remarks.contains(&remark) {
+            self.remarks.push(remark);
+        }
+    }
+
+    /// The old file has a user's name and a password, or where they are.
+    pub(super) fn needs_password(&mut self, line: u64, found: &str) {
+        self.needs_secret(line, found, "a password", "password_file");
+        let name = ("username", "NAME".to_owned());
+        if !self.later.contains(&name) {
+            self.later.insert(0, name);
+        }
+    }
+
+    /// The old file has a token, or where it is.
+    pub(super) fn needs_token(&mut self, line: u64, found: &str) {
+        self.needs_secret(line, found, "a token", "token_file");
+    }
+
+    fn needs_secret(&mut self, line: u64, found: &str, what: &str, key: &'static str) {
+        let text = format!(
+            "{found}: no secret is written here. Put {what} into a file (mode 0600), name it with `{key}`, and take \
+             the # away; else the Docker config and its helpers are asked"
+        );
+        self.remark(line, text);
+        let path = (
+            key,
+            format!("/etc/blobferry/{}.secret", file_name(&self.name)),
+        );
+        if !self.later.contains(&path) {
+            self.later.push(path);
+        }
+    }
+}
+
+fn file_name(name: &str) -> String {
+    name.replace(
+        |c: char| !c.is_ascii_alphanumeric() && c != '-' && c != '.',
+        "-",
+    )
+}
+
+/// A repository, or a pattern of some, in a registry of the outline.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Place {
+    /// The position of the registry.
+    pub(super) registry: usize,
+    pub(super) repository: String,
+}
+
+/// Which tags a route takes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Tags {
+    pub(super) include: Vec<String>,
+    pub(super) exclude: Vec<String>,
+    pub(super) newest: Option<u64>,
+    pub(super) at_least: Option<u64>,
+}
+
+impl Tags {
+    /// Every tag.
+    pub(super) fn all() -> Tags {
+        Tags::of(["*".to_owned()])
+    }
+
+    pub(super) fn of(include: impl IntoIterator<Item = String>) -> Tags {
+        Tags {
+            include: include.into_iter().collect(),
+            ..Tags::default()
+        }
+    }
+
+    /// Adds the rules of another one, where that is the union of both.
+    fn join(&mut self, other: &Tags) -> bool {
+        let joins = self.exclude == other.exclude
+            && self.newest == other.newest
+            && self.at_least == other.at_least;
+        if joins {
+            add_missing(&mut self.include, &other.include);
+            if self.include.iter().any(|rule| rule == "*") {
+                self.include = vec!["*".to_owned()];
+            }
+        }
+        joins
+    }
+}
+
+fn add_missing<T: Clone + PartialEq>(list: &mut Vec<T>, more: &[T]) {
+    for item in more {
+        if !list.contains(item) {
+            list.push(item.clone());
+        }
+    }
+}
+
+/// A route.
+#[derive(Clone, Debug)]
+pub(super) struct Route {
+    pub(super) line: u64,
+    pub(super) from: Place,
+    pub(super) to: Vec<Place>,
+    pub(super) tags: Tags,
+    pub(super) remarks: Vec<Remark>,
+}
+
+/// What the old tool copies and the config does not.
+#[derive(Clone, Debug)]
+pub(super) struct Refused {
+    pub(super) line: u64,
+    /// The two sides, as far as they are known.
+    pub(super) what: String,
+    /// Why, and what to do.
+    pub(super) reason: String,
+}
+
+/// Everything.
+#[derive(Debug, Default)]
+pub(super) struct Outline {
+    /// In the order of their first use.
+    pub(super) registries: Vec<Registry>,
+    pub(super) routes: Vec<Route>,
+    pub(super) refused: Vec<Refused>,
+    /// About the file as a whole.
+    pub(super) remarks: Vec<Remark>,
+    /// Seconds between two looks.
+    pub(super) poll: Option<u64>,
+}
+
+impl Outline {
+    /// The registry with this host; made where it is new.
+    pub(super) fn registry(&mut self, host: &str) -> usize {
+        self.registry_named(host, host)
+    }
+
+    /// As [`Outline::registry`], with the name that a new one gets.
+    pub(super) fn registry_named(&mut self, name: &str, host: &str) -> usize {
+        if let Some(at) = self.registries.iter().position(|known| known.host == host) {
+            return at;
+        }
+        let name = self.free_name(&registry_name(name));
+        self.registries.push(Registry {
+            name,
+            host: host.to_owned(),
+            address: host.to_owned(),
+            is_plain: is_loopback(host),
+            has_variables: false,
+            keys: Vec::new(),
+            later: Vec::new(),
+            remarks: Vec::new(),
+        });
+        self.registries.len() - 1
+    }
+
+    fn free_name(&self, wanted: &str) -> String {
+        let is_taken = |name: &str| self.registries.iter().any(|known| known.name == name);
+        if !is_taken(wanted) {
+            return wanted.to_owned();
+        }
+        (2..)
+            .map(|number| format!("{wanted}-{number}"))
+            .find(|name| !is_taken(name))
+            .unwrap_or_default()
+    }
+
+    pub(super) fn remark(&mut self, line: u64, text: impl AsRef<str>) {
+        let remark = Remark::new(line, text);
+        if !self.remarks.contains(&remark) {
+            self.remarks.push(remark);
+        }
+    }
+
+    pub(super) fn refuse(&mut self, line: u64, what: impl AsRef<str>, reason: impl AsRef<str>) {
+        self.refused.push(Refused {
+            line,
+            what: Remark::new(line, what).text,
+            reason: Remark::new(line, reason).text,
+        });
+    }
+
+    /// The shortest interval that is named counts for all routes.
+    pub(super) fn poll_every(&mut self, seconds: u64) {
+        let seconds = seconds.max(1);
+        self.poll = Some(self.poll.map_or(seconds, |known| known.min(seconds)));
+    }
+
+    /// A remark for each key that is in `without`, with its reason, or that is not `known`.
+    pub(super) fn unmatched(
+        &mut self,
+        map: &Map<'_>,
+        known: &[&str],
+        without: &[(&str, &str)],
+    ) -> Vec<Remark> {
+        let mut remarks = Vec::new();
+        for (key, _) in map.entries() {
+            if known.contains(&key) || key.starts_with("x-") || !map.has(key) {
+                continue;
+            }
+            let reason = without.iter().find(|(name, _)| *name == key);
+            let text = match reason {
+                Some((_, reason)) => format!("{key}: {reason}"),
+                None => format!("{}: is not known and left out", clip(key, 60)),
+            };
+            remarks.push(Remark::new(map.line_of(key), text));
+        }
+        remarks
+    }
+
+    /// Adds a route, or joins it with that of the same source: a source repository has one route.
+    pub(super) fn add(&mut self, route: Route) {
+        let Some(known) = self
+            .routes
+            .iter_mut()
+            .find(|known| known.from == route.from)
+        else {
+            self.routes.push(route);
+            return;
+        };
+        let is_same = known.to == route.to;
+        if is_same && known.tags.join(&route.tags) {
+            add_missing(&mut known.remarks, &route.remarks);
+        } else if known.tags == route.tags {
+            add_missing(&mut known.to, &route.to);
+            add_missing(&mut known.remarks, &route.remarks);
+        } else {
+            let line = known.line;
+            let what = self.shown(&route);
+            let reason = format!(
+                "the source repository already has the route of line {line}, and can have one only: give that \
+                 route both destinations, or both sets of rules"
+            );
+            self.refuse(route.line, what, reason);
+        }
+    }
+
+    /// The two sides of a route.
+    pub(super) fn shown(&self, route: &Route) -> String {
+        let to: Vec<String> = route.to.iter().map(|place| self.path(place)).collect();
+        format!("{} -> {}", self.path(&route.from), to.join(", "))
+    }
+
+    /// A place as the config names it.
+    pub(super) fn path(&self, place: &Place) -> String {
+        let name = self.registries.get(place.registry);
+        format!(
+            "{}/{}",
+            name.map_or("?", |registry| registry.name.as_str()),
+            place.repository
+        )
+    }
+
+    /// Puts literal sources before wildcards, and long wildcards before short ones: the first route
+    /// that matches has a repository. What all routes share is told once.
+    pub(super) fn arrange(&mut self) {
+        self.routes
+            .sort_by_key(|route| match route.from.repository.find('*') {
+                None => (false, Reverse(0)),
+                Some(at) => (true, Reverse(at)),
+            });
+        self.tell_of_versions();
+        self.tell_of_variables();
+        self.tell_of_wildcards();
+    }
+
+    fn tell_of_versions(&mut self) {
+        let mut first: Option<u64> = None;
+        for route in &mut self.routes {
+            let of_versions = route.remarks.iter().find(|remark| remark.text == VERSIONS);
+            let line = of_versions.map(|remark| remark.line);
+            first = [first, line].into_iter().flatten().min();
+            route.remarks.retain(|remark| remark.text != VERSIONS);
+        }
+        if let Some(line) = first {
+            self.remark(line, VERSIONS);
+        }
+    }
+
+    fn tell_of_variables(&mut self) {
+        for route in &self.routes {
+            for place in route.to.iter().chain([&route.from]) {
+                let registry = &mut self.registries[place.registry];
+                if registry.address.contains("${") && !registry.has_variables {
+                    registry.has_variables = true;
+                    registry.remark(
+                        route.line,
+                        "the variables of the address must be set for the daemon, too",
+                    );
+                }
+            }
+        }
+    }
+
+    /// A repository that a wildcard matches as well goes where its own route says, and nowhere else.
+    fn tell_of_wildcards(&mut self) {
+        let wild: Vec<(u64, usize, Pattern)> = self
+            .routes
+            .iter()
+            .filter(|route| route.from.repository.contains('*'))
+            .filter_map(|route| {
+                let pattern = Pattern::parse(&format!("x/{}", route.from.repository)).ok()?;
+                Some((route.line, route.from.registry, pattern))
+            })
+            .collect();
+        for route in &mut self.routes {
+            let Ok(name) = route.from.repository.parse() else {
+                continue;
+            };
+            let other = wild.iter().find(|(_, registry, pattern)| {
+                *registry == route.from.registry && pattern.matches(&name)
+            });
+            if let Some((line, ..)) = other {
+                route.remarks.push(Remark::new(
+                    route.line,
+                    format!(
+                        "line {line} matches this repository too: here the first route alone has it; add its destination to \
+                         `to` if both are meant"
+                    ),
+                ));
+            }
+        }
+    }
+
+    /// Leaves a route out, and says why.
+    pub(super) fn give_up(&mut self, position: usize, reason: &str) {
+        if position < self.routes.len() {
+            let route = self.routes.remove(position);
+            let what = self.shown(&route);
+            self.refuse(route.line, what, reason);
+        }
+    }
+
+    /// The registries that a route uses.
+    pub(super) fn used(&self) -> BTreeSet<usize> {
+        let places = self
+            .routes
+            .iter()
+            .flat_map(|route| route.to.iter().chain([&route.from]));
+        places.map(|place| place.registry).collect()
+    }
+
+    /// What is to be read on the terminal.
+    pub(super) fn all_remarks(&self) -> Vec<Remark> {
+        let used = self.used();
+        let of_registries = self
+            .registries
+            .iter()
+            .enumerate()
+            .filter(|(position, _)| used.contains(position))
+            .flat_map(|(_, registry)| &registry.remarks);
+        let of_routes = self.routes.iter().flat_map(|route| &route.remarks);
+        let told = self.remarks.iter().chain(of_registries).chain(of_routes);
+        let refused = self.refused.iter().map(|refused| Remark {
+            line: refused.line,
+            text: format!("left out: {}: {}", refused.what, refused.reason),
+        });
+        told.cloned().chain(refused).collect()
+    }
+}
+
+/// The host as a name: letters, digits, `_ . -`.
+fn registry_name(host: &str) -> String {
+    let name: String = host
+        .chars()
+        .map(|c| {
+            if c.is_ascii_alphanumeric() || "_.-".contains(c) {
+                c
+            } else {
+                '-'
+            }
+        })
+        .collect();
+    let name = name.trim_start_matches(|c: char| !c.is_ascii_alphanumeric());
+    let name = name.replace("--", "-");
+    let name = name.get(..name.len().min(60)).unwrap_or_default();
+    match name.trim_end_matches(|c: char| !c.is_ascii_alphanumeric()) {
+        "" => "registry".to_owned(),
+        name => name.to_owned(),
+    }
+}
+
+/// Docker speaks plain HTTP with this machine.
+fn is_loopback(host: &str) -> bool {
+    host.parse::<crate::oci::Host>()
+        .is_ok_and(|host| host.is_loopback())
+}

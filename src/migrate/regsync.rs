@@ -1,0 +1,461 @@
+//! regsync: `creds`, `defaults` and `sync`.
+
+use jiff::SignedDuration;
+
+use super::address;
+use super::outline::{Outline, Place, Remark, Route, Tags};
+use super::pair;
+use super::rules;
+use super::tree::{Map, Wrong};
+
+/// Keys of `defaults` and of `sync` that have no counterpart.
+const WITHOUT: [(&str, &str); 24] = [
+    (
+        "backup",
+        "nothing is overwritten unasked here, and `rollback` goes back",
+    ),
+    (
+        "schedule",
+        "no cron here: one `daemon.poll` for all routes, and push events",
+    ),
+    (
+        "ratelimit",
+        "RateLimit headers and Retry-After are obeyed without a setting",
+    ),
+    (
+        "parallel",
+        "transfers run side by side within `concurrency` of a registry",
+    ),
+    (
+        "digestTags",
+        "signatures and other companions always travel",
+    ),
+    ("referrers", "referrers always travel"),
+    (
+        "referrerFilters",
+        "all referrers travel; `gates.referrers` requires types",
+    ),
+    ("referrerSource", "referrers are read beside their image"),
+    ("referrerTarget", "referrers are written beside their image"),
+    ("referrerSlow", "referrers always travel"),
+    ("fastCheck", "what is in production is asked for as a whole"),
+    ("forceRecursive", "`sync` asks both sides"),
+    (
+        "includeExternal",
+        "layers elsewhere stay where their descriptor says",
+    ),
+    ("mediaTypes", "manifests of every type travel as they are"),
+    (
+        "hooks",
+        "a program that must agree is the gate `command`; `notify` tells of promotions",
+    ),
+    (
+        "platform",
+        "the whole index travels: a digest never changes",
+    ),
+    (
+        "platforms",
+        "the whole index travels: a digest never changes",
+    ),
+    ("blobLimit", "blobs have no limit of their own"),
+    ("cacheCount", "the index remembers what is there"),
+    ("cacheTime", "the index remembers what is there"),
+    (
+        "skipDockerConfig",
+        "say `auth: anonymous` at a registry that must not ask the Docker config",
+    ),
+    ("userAgent", "the user agent is blobferry's"),
+    (
+        "tagSets",
+        "see the routes: each set is a rule of its own there",
+    ),
+    ("type", "is read"),
+];
+
+const SYNC: [&str; 7] = [
+    "source", "target", "type", "tags", "tagSets", "repos", "interval",
+];
+
+/// Reads the file.
+pub(super) fn read(root: &Map<'_>, outline: &mut Outline) -> Result<(), Wrong> {
+    let unknown = outline.unmatched(root, &["version", "creds", "defaults", "sync"], &[]);
+    outline.remarks.extend(unknown);
+    if root.text("version")?.is_some_and(|version| version != "1") {
+        return Err(Wrong::at(root.at, "is no file of version 1"));
+    }
+    for creds in root.maps("creds")? {
+        login(&creds, outline)?;
+    }
+    if let Some(defaults) = root.map("defaults")? {
+        let unmatched = outline.unmatched(&defaults, &["interval"], &WITHOUT);
+        outline.remarks.extend(unmatched);
+        interval(&defaults, outline)?;
+    }
+    for sync in root.maps("sync")? {
+        entry(&sync, outline)?;
+    }
+    Ok(())
+}
+
+fn interval(map: &Map<'_>, outline: &mut Outline) -> Result<(), Wrong> {
+    let Some(text) = map.text("interval")? else {
+        return Ok(());
+    };
+    let parsed = text
+        .trim()
+        .parse::<SignedDuration>()
+        .map(|interval| interval.as_secs());
+    match parsed.map(u64::try_from) {
+        Ok(Ok(seconds)) => outline.poll_every(seconds),
+        _ => outline.remark(
+            map.line_of("interval"),
+            "interval: is no duration; daemon.poll is 60s",
+        ),
+    }
+    Ok(())
+}
+
+/// A login, and how the registry is spoken to.
+fn login(creds: &Map<'_>, outline: &mut Outline) -> Result<(), Wrong> {
+    const WITHOUT: [(&str, &str); 10] = [
+        (
+            "credExpire",
+            "helpers of the Docker config are asked when a login ends",
+        ),
+        (
+            "credHost",
+            "the Docker config names the helper for each host",
+        ),
+        (
+            "repoAuth",
+            "tokens are asked for each repository as the registry wants them",
+        ),
+        (
+            "mirrors",
+            "there are no mirrors: name the one that counts in `registries`",
+        ),
+        ("priority", "there are no mirrors"),
+        ("pathPrefix", "write the prefix out in `from` and `to`"),
+        ("blobChunk", "the size of chunks follows the registry"),
+        ("blobMax", "the size of chunks follows the registry"),
+        ("apiOpts", "the kind of registry is recognised, or `kind`"),
+        ("api", "the kind of registry is recognised, or `kind`"),
+    ];
+    const KNOWN: [&str; 13] = [
+        "registry",
+        "hostname",
+        "user",
+        "pass",
+        "token",
+        "credHelper",
+        "tls",
+        "regcert",
+        "clientCert",
+        "clientKey",
+        "reqPerSec",
+        "reqConcurrent",
+        "scheme",
+    ];
+    let unmatched = outline.unmatched(creds, &KNOWN, &WITHOUT);
+    let name = template(creds.needed("registry")?)
+        .map_err(|reason| Wrong::at(creds.at, format!("`registry`: {reason}")))?;
+    let host = match creds.text("hostname")? {
+        Some(host) => {
+            template(host).map_err(|reason| Wrong::at(creds.at, format!("`hostname`: {reason}")))?
+        }
+        None => name.clone(),
+    };
+    let position = outline.registry_named(&name, address::host_and_path(&name).0);
+    let line_of = |key: &str| creds.line_of(key);
+    let registry = &mut outline.registries[position];
+    registry.remarks.extend(unmatched);
+    registry.address = address::host_and_path(&host).0.to_owned();
+    match creds.text("tls")? {
+        Some("disabled") => {
+            registry.is_plain = true;
+            registry.remark(
+                line_of("tls"),
+                "tls: disabled: credentials go over plain HTTP beyond this machine with `insecure: true` only",
+            );
+        }
+        Some("insecure") => registry.remark(
+            line_of("tls"),
+            "tls: insecure: a certificate is always checked; `ca_file` adds an authority",
+        ),
+        _ => {}
+    }
+    if creds.text("scheme")? == Some("http") {
+        registry.is_plain = true;
+    }
+    if creds.has("user") || creds.has("pass") {
+        registry.needs_password(line_of("user"), &secret_of(creds, "pass")?);
+    }
+    if creds.has("token") {
+        registry.needs_token(line_of("token"), "token");
+    }
+    if creds.has("credHelper") {
+        registry.remark(
+            line_of("credHelper"),
+            "credHelper: name the helper below `credHelpers` of the Docker config, which is asked",
+        );
+    }
+    for (key, ours) in [
+        ("regcert", "ca_file"),
+        ("clientCert", "client_cert_file"),
+        ("clientKey", "client_key_file"),
+    ] {
+        if creds.has(key) {
+            registry.remark(
+                line_of(key),
+                format!("{key}: put it into a file and name it with `{ours}`"),
+            );
+        }
+    }
+    if let Some(number) = creds.number("reqConcurrent")?.filter(|number| *number > 0) {
+        registry.set("concurrency", number.to_string());
+    }
+    if let Some(rate) = creds.text("reqPerSec")? {
+        registry.set("requests_per_second", rate);
+    }
+    Ok(())
+}
+
+/// What is told of a password: the name of its variable or file, never itself.
+fn secret_of(creds: &Map<'_>, key: &str) -> Result<String, Wrong> {
+    let text = creds.text(key)?.unwrap_or_default();
+    let of_template = ["env", "file"].into_iter().find_map(|function| {
+        let argument = argument(text.trim(), function)?;
+        let what = function.replace("env", "variable");
+        Some(format!("the password came from the {what} {argument}"))
+    });
+    Ok(of_template.unwrap_or_else(|| "user and pass".to_owned()))
+}
+
+/// The argument of `{{env "X"}}`, where it is all of the text.
+fn argument<'a>(text: &'a str, function: &str) -> Option<&'a str> {
+    let inner = text.strip_prefix("{{")?.strip_suffix("}}")?.trim();
+    let argument = inner.strip_prefix(function)?.trim();
+    let argument = argument.trim_matches(['"', '`', '\'']);
+    let is_name = |c: char| c.is_ascii_alphanumeric() || "_./-".contains(c);
+    (!argument.is_empty() && argument.chars().all(is_name)).then_some(argument)
+}
+
+/// The text with `{{env "X"}}` as `${X}`.
+fn template(text: &str) -> Result<String, String> {
+    let mut filled = String::new();
+    let mut rest = text.trim();
+    while let Some(at) = rest.find("{{") {
+        let end = rest[at..].find("}}").ok_or("a {{ without its }}")? + at + 2;
+        let name = argument(&rest[at..end], "env").ok_or(
+            "only the template {{env \"NAME\"}} has a counterpart: ${NAME}; write the value out",
+        )?;
+        filled.push_str(&format!("{}${{{name}}}", &rest[..at]));
+        rest = &rest[end..];
+    }
+    Ok(filled + rest)
+}
+
+fn entry(sync: &Map<'_>, outline: &mut Outline) -> Result<(), Wrong> {
+    let line = sync.line();
+    let remarks = outline.unmatched(sync, &SYNC, &WITHOUT);
+    interval(sync, outline)?;
+    let source = sync.needed("source")?;
+    let target = sync.needed("target")?;
+    let what = format!("{source} -> {target}");
+    let sides = template(source).and_then(|source| Ok((source, template(target)?)));
+    let (source, target) = match sides {
+        Ok(sides) => sides,
+        Err(reason) => {
+            outline.refuse(line, what, reason);
+            return Ok(());
+        }
+    };
+    let found = match sync.text("type")?.unwrap_or("repository") {
+        "image" => image(&source, &target, line, outline),
+        "repository" => repository(sync, &source, &target, outline)?,
+        "registry" => registry(sync, &source, &target, outline)?,
+        _ => {
+            return Err(Wrong::at(
+                sync.at,
+                "`type` is none of image, repository, registry",
+            ));
+        }
+    };
+    match found {
+        Ok(mut route) => {
+            route.remarks.extend(remarks);
+            outline.add(route);
+        }
+        Err(reason) => outline.refuse(line, what, reason),
+    }
+    Ok(())
+}
+
+/// What cannot be a route: the reason.
+type Found = Result<Route, String>;
+
+fn image(source: &str, target: &str, line: u64, outline: &mut Outline) -> Found {
+    pair::route(
+        &address::parse(source)?,
+        &address::parse(target)?,
+        line,
+        outline,
+    )
+}
+
+fn repository(
+    sync: &Map<'_>,
+    source: &str,
+    target: &str,
+    outline: &mut Outline,
+) -> Result<Found, Wrong> {
+    let sides = address::parse(source).and_then(|source| Ok((source, address::parse(target)?)));
+    let tags = tags_of(sync)?;
+    Ok(sides.and_then(|(source, target)| {
+        let (tags, remarks) = tags?;
+        Ok(Route {
+            line: sync.line(),
+            from: pair::place(&source, outline),
+            to: vec![pair::place(&target, outline)],
+            tags,
+            remarks,
+        })
+    }))
+}
+
+/// All repositories of a registry. Which of them is said by expressions, routes have wildcards.
+fn registry(
+    sync: &Map<'_>,
+    source: &str,
+    target: &str,
+    outline: &mut Outline,
+) -> Result<Found, Wrong> {
+    let repos = sync.map("repos")?;
+    let (allow, deny) = match &repos {
+        Some(repos) => (repos.texts("allow")?, repos.texts("deny")?),
+        None => (Vec::new(), Vec::new()),
+    };
+    let tags = tags_of(sync)?;
+    if !deny.is_empty() {
+        return Ok(Err("repos.deny: a route has no such rule: put a route for these repositories, to where they \
+                       may go, before one with a wildcard"
+            .into()));
+    }
+    let patterns: Result<Vec<String>, String> = match allow.is_empty() {
+        true => Ok(vec!["**".to_owned()]),
+        false => allow
+            .iter()
+            .map(|expression| rules::repositories(expression))
+            .collect(),
+    };
+    let (tags, remarks) = match tags {
+        Ok(tags) => tags,
+        Err(reason) => return Ok(Err(reason)),
+    };
+    let mut patterns = match patterns {
+        Ok(patterns) => patterns,
+        Err(reason) => return Ok(Err(reason)),
+    };
+    let (from, _) = address::host_and_path(source);
+    let (host, path) = address::host_and_path(target);
+    let mut routes = patterns.drain(..).map(|pattern| Route {
+        line: sync.line(),
+        from: Place {
+            registry: outline.registry(from),
+            repository: pattern.clone(),
+        },
+        to: vec![Place {
+            registry: outline.registry(host),
+            repository: below(path, &rules::captured(&pattern)),
+        }],
+        tags: tags.clone(),
+        remarks: remarks.clone(),
+    });
+    let first = routes.next();
+    let more: Vec<Route> = routes.collect();
+    more.into_iter().for_each(|route| outline.add(route));
+    Ok(first.ok_or_else(|| "repos.allow is empty".to_owned()))
+}
+
+fn below(path: &str, repository: &str) -> String {
+    match path.is_empty() {
+        true => repository.to_owned(),
+        false => format!("{path}/{repository}"),
+    }
+}
+
+type Rules = Result<(Tags, Vec<Remark>), String>;
+
+/// The rules of `tags` and of `tagSets`, which add up.
+fn tags_of(sync: &Map<'_>) -> Result<Rules, Wrong> {
+    let mut sets = sync.maps("tagSets")?;
+    if sync.has("tags") || sets.is_empty() {
+        sets.extend(sync.map("tags")?);
+    }
+    if sets.is_empty() {
+        return Ok(Ok((Tags::all(), Vec::new())));
+    }
+    let mut all: Option<(Tags, Vec<Remark>)> = None;
+    for set in &sets {
+        let (tags, remarks) = match one_set(set)? {
+            Ok(found) => found,
+            Err(reason) => return Ok(Err(reason)),
+        };
+        match &mut all {
+            None => all = Some((tags, remarks)),
+            Some((known, told)) => {
+                if known.exclude != tags.exclude {
+                    return Ok(Err("tagSets: sets with different rules of `deny`: `exclude` counts for all rules \
+                                   of a route, so write it out"
+                        .into()));
+                }
+                known.include.extend(tags.include);
+                told.extend(remarks);
+            }
+        }
+    }
+    Ok(all.ok_or_else(String::new))
+}
+
+/// A tag must pass the ranges, then `allow`, then `deny`.
+fn one_set(set: &Map<'_>) -> Result<Rules, Wrong> {
+    let allow = set.texts("allow")?;
+    let deny = set.texts("deny")?;
+    let ranges = set.texts("semverRange")?;
+    let line = set.line();
+    Ok(selected(&allow, &deny, &ranges, line))
+}
+
+fn selected(allow: &[&str], deny: &[&str], ranges: &[&str], line: u64) -> Rules {
+    let mut tags = Tags::default();
+    let mut remarks = Vec::new();
+    let allowed: Vec<String> = allow
+        .iter()
+        .map(|expression| {
+            rules::whole(expression).map_err(|reason| format!("tags.allow: an expression {reason}"))
+        })
+        .collect::<Result<_, _>>()?;
+    let is_everything = allowed.is_empty() || allowed.iter().any(|rule| rule == "*");
+    for range in ranges {
+        let ranged = rules::range(range).map_err(|reason| format!("tags.semverRange: {reason}"))?;
+        tags.include.push(ranged.include);
+        tags.exclude.extend(ranged.exclude);
+        remarks = vec![rules::versions(line)];
+    }
+    match (ranges.is_empty(), is_everything) {
+        (true, true) => tags.include = vec!["*".to_owned()],
+        (true, false) => tags.include = allowed,
+        (false, true) => {}
+        (false, false) => {
+            return Err("tags: a tag must pass both semverRange and allow; here it needs one rule of `include`: \
+                        write one rule that says both"
+                .into());
+        }
+    }
+    for expression in deny {
+        let rule = rules::whole(expression)
+            .map_err(|reason| format!("tags.deny: an expression {reason}"))?;
+        tags.exclude.push(rule);
+    }
+    Ok((tags, remarks))
+}

@@ -1,0 +1,87 @@
+//! sinker: one target, and sources with one tag each.
+
+use super::address::{self, Address};
+use super::outline::Outline;
+use super::pair;
+use super::tree::{Map, Wrong};
+
+/// Reads the file.
+pub(super) fn read(root: &Map<'_>, outline: &mut Outline) -> Result<(), Wrong> {
+    let unmatched = outline.unmatched(root, &["target", "sources", "images"], &[]);
+    outline.remarks.extend(unmatched);
+    let Some(target) = root.map("target")? else {
+        return Err(Wrong::at(root.at, "has no `target`"));
+    };
+    let unmatched = outline.unmatched(&target, &["host", "repository", "auth"], &[]);
+    outline.remarks.extend(unmatched);
+    let host = host_of(&target)?;
+    let prefix = target.text("repository")?.unwrap_or_default();
+    login(&target, &host, outline);
+    for key in ["sources", "images"] {
+        for source in root.maps(key)? {
+            entry(&source, &host, prefix.trim_matches('/'), outline)?;
+        }
+    }
+    Ok(())
+}
+
+fn host_of(map: &Map<'_>) -> Result<String, Wrong> {
+    let host = map
+        .text("host")?
+        .map(str::trim)
+        .filter(|host| !host.is_empty());
+    Ok(address::host_and_path(host.unwrap_or(address::HUB))
+        .0
+        .to_owned())
+}
+
+/// `auth` names variables of the environment.
+fn login(map: &Map<'_>, host: &str, outline: &mut Outline) {
+    let position = outline.registry(host);
+    if map.has("auth") {
+        outline.registries[position].needs_password(map.line_of("auth"), "auth names variables");
+    }
+}
+
+fn entry(source: &Map<'_>, host: &str, prefix: &str, outline: &mut Outline) -> Result<(), Wrong> {
+    let remarks = outline.unmatched(
+        source,
+        &["repository", "host", "tag", "digest", "auth"],
+        &[],
+    );
+    let repository = source.needed("repository")?;
+    let own_host = host_of(source)?;
+    login(source, &own_host, outline);
+    let tag = source.text("tag")?.map(str::to_owned);
+    let what = format!("{own_host}/{repository}");
+    let target = match prefix.is_empty() {
+        true => format!("{host}/{repository}"),
+        false => format!("{host}/{prefix}/{repository}"),
+    };
+    let line = source.line();
+    if source.has("digest") && tag.is_none() {
+        outline.refuse(
+            line,
+            what,
+            "names a digest, and a route names tags: `blobferry copy SRC@DIGEST DST:TAG` copies it once",
+        );
+        return Ok(());
+    }
+    let tagged = |text: &str| {
+        address::parse(text).map(|address| Address {
+            tag: tag.clone(),
+            ..address
+        })
+    };
+    let route = tagged(&what)
+        .and_then(|from| Ok((from, tagged(&target)?)))
+        .and_then(|(from, to)| pair::route(&from, &to, line, outline));
+    match route {
+        Ok(mut route) => {
+            route.remarks.extend(remarks);
+            outline.add(route);
+        }
+        Err(reason) => outline.refuse(line, what, reason),
+    }
+    Ok(())
+}

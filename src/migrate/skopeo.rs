@@ -1,0 +1,184 @@
+//! `skopeo sync --src yaml`: registries with their images. The destination stands on its command
+//! line.
+
+use super::Options;
+use super::address;
+use super::outline::{Outline, Place, Remark, Route, Tags};
+use super::rules;
+use super::tree::{self, Map, Wrong};
+
+/// Where the images go while the command line does not say it.
+const NOWHERE: &str = "production.example";
+
+/// Reads the file.
+pub(super) fn read(
+    root: &Map<'_>,
+    options: Options<'_>,
+    outline: &mut Outline,
+) -> Result<(), Wrong> {
+    if options.to.is_none() {
+        outline.remark(
+            1,
+            format!(
+                "the destination stands on skopeo's command line: put it in the place of {NOWHERE}, or say \
+                 --to HOST/PATH, with --scoped as for skopeo"
+            ),
+        );
+    }
+    outline.remark(
+        1,
+        "without --all skopeo copies the platform of its own machine alone; the whole index travels here, and tags that \
+         were cut down have another digest",
+    );
+    for (host, node) in root.entries() {
+        source(host, &Map::of(node, host)?, options, outline)?;
+    }
+    Ok(())
+}
+
+fn source(
+    host: &str,
+    map: &Map<'_>,
+    options: Options<'_>,
+    outline: &mut Outline,
+) -> Result<(), Wrong> {
+    const KNOWN: [&str; 6] = [
+        "images",
+        "images-by-tag-regex",
+        "images-by-semver",
+        "credentials",
+        "tls-verify",
+        "cert-dir",
+    ];
+    let unmatched = outline.unmatched(map, &KNOWN, &[]);
+    let side = Side {
+        registry: outline.registry(address::host_and_path(host).0),
+        host,
+        options,
+    };
+    let registry = &mut outline.registries[side.registry];
+    registry.remarks.extend(unmatched);
+    if map.truth("tls-verify")? == Some(false) {
+        registry.is_plain = true;
+        registry.remark(
+            map.line_of("tls-verify"),
+            "tls-verify: plain HTTP is assumed; with https a certificate is always checked, and `ca_file` adds an authority",
+        );
+    }
+    if map.has("credentials") {
+        registry.needs_password(map.line_of("credentials"), "credentials");
+    }
+    if map.has("cert-dir") {
+        registry.remark(
+            map.line_of("cert-dir"),
+            "cert-dir: name its .crt with `ca_file`, its .cert and .key with `client_cert_file` and `client_key_file`",
+        );
+    }
+    if let Some(images) = map.map("images")? {
+        for (repository, _) in images.entries() {
+            let tags = images.texts(repository)?;
+            side.listed(repository, &tags, images.line_of(repository), outline);
+        }
+    }
+    if let Some(images) = map.map("images-by-tag-regex")? {
+        for (repository, node) in images.entries() {
+            let expression = tree::text(node, repository)?;
+            let rule = rules::loose(expression).map(|rule| Tags::of([rule]));
+            side.ruled(
+                repository,
+                rule,
+                Vec::new(),
+                images.line_of(repository),
+                outline,
+            );
+        }
+    }
+    if let Some(images) = map.map("images-by-semver")? {
+        for (repository, node) in images.entries() {
+            let line = images.line_of(repository);
+            let rule = rules::range(tree::text(node, repository)?).map(|ranged| Tags {
+                include: vec![ranged.include],
+                exclude: ranged.exclude,
+                ..Tags::default()
+            });
+            side.ruled(repository, rule, vec![rules::versions(line)], line, outline);
+        }
+    }
+    Ok(())
+}
+
+/// A registry of the file.
+struct Side<'a> {
+    registry: usize,
+    host: &'a str,
+    options: Options<'a>,
+}
+
+impl Side<'_> {
+    /// Tags one by one; none means all. A digest is no tag.
+    fn listed(&self, repository: &str, tags: &[&str], line: u64, outline: &mut Outline) {
+        let (digests, tags): (Vec<&str>, Vec<&str>) =
+            tags.iter().partition(|tag| tag.contains(':'));
+        for digest in &digests {
+            outline.refuse(
+                line,
+                format!("{}/{repository}@{digest}", self.host),
+                "names a digest, and a route names tags: `blobferry copy SRC@DIGEST DST:TAG` copies it once",
+            );
+        }
+        let rules = match (tags.is_empty(), digests.is_empty()) {
+            (true, false) => return,
+            (true, true) => Ok(Tags::all()),
+            (false, _) => tags
+                .iter()
+                .map(|tag| rules::literal(tag).map_err(|reason| format!("a tag {reason}")))
+                .collect::<Result<Vec<String>, String>>()
+                .map(Tags::of),
+        };
+        self.ruled(repository, rules, Vec::new(), line, outline);
+    }
+
+    fn ruled(
+        &self,
+        repository: &str,
+        tags: Result<Tags, String>,
+        remarks: Vec<Remark>,
+        line: u64,
+        outline: &mut Outline,
+    ) {
+        let from = match self.host == address::HUB && !repository.contains('/') {
+            true => format!("library/{repository}"),
+            false => repository.to_owned(),
+        };
+        let tags = match tags {
+            Ok(tags) => tags,
+            Err(reason) => {
+                outline.refuse(line, format!("{}/{from}", self.host), reason);
+                return;
+            }
+        };
+        let (host, path) = address::host_and_path(self.options.to.unwrap_or(NOWHERE));
+        let name = match self.options.scoped {
+            true => format!("{}/{from}", self.host),
+            false => from.rsplit('/').next().unwrap_or(&from).to_owned(),
+        };
+        let repository = match path.is_empty() {
+            true => name,
+            false => format!("{path}/{name}"),
+        };
+        let to = Place {
+            registry: outline.registry(host),
+            repository,
+        };
+        outline.add(Route {
+            line,
+            from: Place {
+                registry: self.registry,
+                repository: from,
+            },
+            to: vec![to],
+            tags,
+            remarks,
+        });
+    }
+}

@@ -1,0 +1,137 @@
+//! The outline as YAML.
+
+use super::kind::Kind;
+use super::outline::{Outline, Registry, Remark, Route};
+
+/// Writes everything. The routes stand in the order of the outline.
+pub(super) fn write(outline: &Outline, kind: Kind) -> String {
+    let mut text = head(kind);
+    for remark in &outline.remarks {
+        text.push_str(&comment("", remark));
+    }
+    if outline.routes.is_empty() {
+        text.push_str("\n# There is no route: nothing of the old file can be one as it stands.\n");
+    } else {
+        if let Some(seconds) = outline.poll {
+            text.push_str(&format!("\ndaemon:\n  poll: {seconds}s\n"));
+        }
+        text.push_str("\nregistries:\n");
+        for position in outline.used() {
+            text.push_str(&registry(&outline.registries[position]));
+        }
+        text.push_str("\nroutes:\n");
+        let names = names(outline);
+        for (route, name) in outline.routes.iter().zip(names) {
+            text.push_str(&route_text(outline, route, name));
+        }
+    }
+    if !outline.refused.is_empty() {
+        text.push_str("\n# Left out:\n");
+    }
+    for refused in &outline.refused {
+        text.push_str(&format!(
+            "# line {}: {}\n#   {}\n",
+            refused.line, refused.what, refused.reason
+        ));
+    }
+    text
+}
+
+fn head(kind: Kind) -> String {
+    let origin = match kind {
+        Kind::Script => "the commands of a pipeline".to_owned(),
+        kind => format!("a file of {kind}"),
+    };
+    format!(
+        "# Made by `blobferry migrate` from {origin}. Lines are those of the old file.\n\
+         #\n\
+         # A tag is fixed once it is in production, `latest` moves. To follow every tag as a mirror does:\n\
+         # `moving: [\"*\"]` below `tags` of a route. What production holds already stays as it is: see\n\
+         # `blobferry sync --dry-run --all` before the first start.\n"
+    )
+}
+
+fn comment(indent: &str, remark: &Remark) -> String {
+    format!("{indent}# line {}: {}\n", remark.line, remark.text)
+}
+
+fn registry(registry: &Registry) -> String {
+    let scheme = if registry.is_plain { "http" } else { "https" };
+    let mut text = format!("  {}:\n", quoted(&registry.name));
+    for remark in &registry.remarks {
+        text.push_str(&comment("    ", remark));
+    }
+    let url = format!("{scheme}://{}", registry.address);
+    text.push_str(&format!("    url: {}\n", quoted(&url)));
+    for (key, value) in &registry.keys {
+        let is_number = value.parse::<u64>().is_ok();
+        let value = if is_number {
+            value.clone()
+        } else {
+            quoted(value)
+        };
+        text.push_str(&format!("    {key}: {value}\n"));
+    }
+    for (key, value) in &registry.later {
+        text.push_str(&format!("    # {key}: {value}\n"));
+    }
+    text
+}
+
+fn route_text(outline: &Outline, route: &Route, name: Option<String>) -> String {
+    let mut text = format!("  # line {}\n", route.line);
+    for remark in &route.remarks {
+        text.push_str(&comment("  ", remark));
+    }
+    let from = quoted(&outline.path(&route.from));
+    match name {
+        Some(name) => text.push_str(&format!("  - name: {}\n    from: {from}\n", quoted(&name))),
+        None => text.push_str(&format!("  - from: {from}\n")),
+    }
+    let to: Vec<String> = route.to.iter().map(|place| outline.path(place)).collect();
+    text.push_str(&match &to[..] {
+        [one] => format!("    to: {}\n", quoted(one)),
+        many => format!("    to: {}\n", list(many)),
+    });
+    text.push_str(&format!(
+        "    tags:\n      include: {}\n",
+        list(&route.tags.include)
+    ));
+    if !route.tags.exclude.is_empty() {
+        text.push_str(&format!("      exclude: {}\n", list(&route.tags.exclude)));
+    }
+    if let Some(newest) = route.tags.newest {
+        text.push_str(&format!("      newest: {newest}\n"));
+    }
+    if let Some(count) = route.tags.at_least {
+        text.push_str(&format!("      at_least: {count}\n"));
+    }
+    text
+}
+
+/// A name for each route whose repository alone would name two.
+fn names(outline: &Outline) -> Vec<Option<String>> {
+    let repository = |route: &Route| route.from.repository.clone();
+    let all: Vec<String> = outline.routes.iter().map(repository).collect();
+    let is_shared = |name: &String| all.iter().filter(|other| *other == name).count() > 1;
+    let of_route =
+        |route: &Route| is_shared(&route.from.repository).then(|| outline.path(&route.from));
+    outline.routes.iter().map(of_route).collect()
+}
+
+fn list(items: &[String]) -> String {
+    let items: Vec<String> = items.iter().map(|item| quoted(item)).collect();
+    format!("[{}]", items.join(", "))
+}
+
+/// A plain scalar where YAML reads it as this text in every place, else one in quotes.
+fn quoted(text: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-".contains(c);
+    let starts_well = text.starts_with(|c: char| c.is_ascii_alphabetic());
+    let is_word = ["true", "false", "null", "yes", "no", "on", "off", "y", "n"]
+        .contains(&text.to_ascii_lowercase().as_str());
+    if starts_well && !is_word && text.chars().all(is_plain) {
+        return text.to_owned();
+    }
+    serde_json::Value::from(text).to_string()
+}

@@ -1,0 +1,292 @@
+//! `migrate`: what comes out of the configs of other tools passes `check`, holds no secret, and takes
+//! the tags that the other tool took.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use crate::support::*;
+
+const KINDS: [&str; 7] = [
+    "dregsy",
+    "image-syncer",
+    "ocync",
+    "regsync",
+    "script",
+    "sinker",
+    "skopeo",
+];
+
+/// What stands in the old files and in no output.
+const SECRETS: [&str; 9] = [
+    "correct-horse-battery",
+    "eyJ1c2VybmFtZSI6",
+    "hunter2hunter2",
+    "pa55phrase",
+    "swordfish",
+    "teamsecret",
+    "this is a secret",
+    "tok-secret-31337",
+    "robot$mirror",
+];
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/migrate")
+}
+
+/// The old files, by name.
+fn samples() -> Vec<(String, PathBuf)> {
+    let entries = std::fs::read_dir(folder()).expect("the folder of samples");
+    let mut samples: Vec<(String, PathBuf)> = entries
+        .map(|entry| entry.expect("an entry").path())
+        .filter(|path| path.extension().is_some_and(|ending| ending == "in"))
+        .map(|path| {
+            let name = path.file_stem().expect("a name").to_string_lossy();
+            (name.into_owned(), path)
+        })
+        .collect();
+    samples.sort();
+    samples
+}
+
+/// The kind that a sample's name starts with.
+fn kind_of(sample: &str) -> &'static str {
+    let starts = |kind: &&&str| sample.starts_with(&format!("{kind}-"));
+    KINDS
+        .iter()
+        .find(starts)
+        .unwrap_or_else(|| panic!("{sample} is named after no kind"))
+}
+
+fn ferry() -> Ferry {
+    Ferry::bare()
+        .with_env("AWS_ACCOUNT_ID", "123456789012")
+        .with_env("CI_REGISTRY", "registry.ci.example")
+}
+
+#[tokio::test]
+async fn each_format_becomes_a_config_that_check_takes() {
+    let ferry = ferry();
+    let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
+    for (name, path) in samples() {
+        let kind = kind_of(&name);
+        *seen.entry(kind).or_default() += 1;
+        let file = path.display().to_string();
+        let run = ferry.run(&["migrate", &file]).await.expect(0);
+        assert!(
+            run.stderr.contains(&format!("read as {kind}: ")),
+            "{}",
+            run.said()
+        );
+        let golden = std::fs::read_to_string(path.with_extension("yaml")).unwrap_or_default();
+        assert_eq!(run.stdout, golden, "{name}");
+        for secret in SECRETS {
+            assert!(!run.stdout.contains(secret), "{name}: {secret}");
+            assert!(!run.stderr.contains(secret), "{name}: {secret}");
+        }
+        let config = ferry.file("migrated.yaml", &run.stdout);
+        ferry.run(&["check", "-c", &config]).await.expect(0);
+    }
+    for kind in KINDS {
+        assert!(seen[kind] >= 3, "{kind} has too few samples");
+    }
+}
+
+/// Every comment on a line of the old file is told on stderr too, with the file and the line.
+#[tokio::test]
+async fn what_has_no_counterpart_is_summed_up() {
+    let file = folder().join("ocync-hub.in").display().to_string();
+    let run = ferry().run(&["migrate", &file]).await.expect(0);
+    let comments: Vec<&str> = run
+        .stdout
+        .lines()
+        .filter_map(|line| line.trim_start().strip_prefix("# line ")?.split_once(": "))
+        .map(|(_, text)| text)
+        .collect();
+    assert!(comments.len() > 5, "{comments:?}");
+    for comment in comments {
+        assert!(run.stderr.contains(comment), "{comment}\n{}", run.stderr);
+    }
+    assert!(run.stderr.contains(&format!("{file}:25: immutable_tags")));
+    assert!(run.stderr.contains(&format!("{file}:31: left out: ")));
+}
+
+#[tokio::test]
+async fn the_destination_of_skopeo_is_said_on_the_command_line() {
+    let ferry = ferry();
+    let file = folder().join("skopeo-many.in").display().to_string();
+    let to = ["migrate", "--to", "registry.example/mirror", &file];
+    let run = ferry.run(&to).await.expect(0);
+    assert!(
+        run.stdout.contains("to: registry.example/mirror/app"),
+        "{}",
+        run.stdout
+    );
+    let scoped = [&to[..], &["--scoped"]].concat();
+    let run = ferry.run(&scoped).await.expect(0);
+    assert!(
+        run.stdout
+            .contains("to: registry.example/mirror/ghcr.io/acme/other/app"),
+        "{}",
+        run.stdout
+    );
+    assert!(!run.stdout.contains("Left out"), "{}", run.stdout);
+}
+
+#[tokio::test]
+async fn a_file_of_no_known_shape_is_refused_in_words() {
+    let ferry = ferry();
+    let deep = format!("sync: {}{}", "[".repeat(2000), "]".repeat(2000));
+    let mut bomb = String::from("x-0: &a0 [1, 1, 1, 1, 1, 1, 1, 1]\n");
+    for level in 1..12 {
+        let aliases = vec![format!("*a{}", level - 1); 8].join(", ");
+        bomb.push_str(&format!("x-{level}: &a{level} [{aliases}]\n"));
+    }
+    let long = format!("sync: [] # {}", "x".repeat(10 * 1024 * 1024));
+    let many = "- docker push a.example/b\n".repeat(3);
+    let table: [(&str, &str, &str); 15] = [
+        ("empty", "", "is none of the formats"),
+        ("text", "hello\n", "is none of the formats"),
+        (
+            "ours",
+            "registries: {a: {url: x}}\nroutes: []\n",
+            "is a config of blobferry already",
+        ),
+        (
+            "two",
+            "sync: []\ntasks: []\n",
+            "could be more than one format; name the one that it is: --from regsync|dregsy",
+        ),
+        ("deep", &deep, "is not YAML that can be read"),
+        ("bomb", &bomb, "is not YAML that can be read"),
+        ("long", &long, "is longer than 1 MiB"),
+        (
+            "broken",
+            "sync:\n  - a: [1\n",
+            "is not YAML that can be read",
+        ),
+        (
+            "list",
+            "version: 1\nsync: one\n",
+            "2:7: `sync`: expected a list, found one value",
+        ),
+        (
+            "source",
+            "sync:\n  - target: a.example/b\n",
+            "2:5: has no `source`",
+        ),
+        (
+            "type",
+            "sync:\n  - {source: a.example/b, target: c.example/d, type: disk}\n",
+            "2:5: `type` is none of",
+        ),
+        (
+            "tags",
+            "sync:\n  - {source: a.example/b, target: c.example/d, tags: [x]}\n",
+            "`tags`: expected a mapping, found a list",
+        ),
+        (
+            "number",
+            "tasks:\n  - {interval: soon, source: {registry: a.example}, target: {registry: b.example}}\n",
+            "`interval` is not a number",
+        ),
+        (
+            "nothing",
+            "version: 1\nsync: []\n",
+            "nothing in it can be a route",
+        ),
+        ("pushes", &many, "nothing in it can be a route"),
+    ];
+    for (name, text, words) in table {
+        let file = ferry.file(name, text);
+        let run = ferry.run(&["migrate", &file]).await.expect(2);
+        assert!(run.stderr.contains(words), "{name}: {}", run.stderr);
+        assert!(run.stderr.contains(&file), "{name}: {}", run.stderr);
+        let is_comment = |line: &str| line.is_empty() || line.starts_with('#');
+        assert!(run.stdout.lines().all(is_comment), "{name}: {}", run.stdout);
+    }
+    let file = ferry.path("binary");
+    std::fs::write(&file, b"\xff\xfe\x00").unwrap();
+    let file = file.display().to_string();
+    let run = ferry.run(&["migrate", &file]).await.expect(2);
+    assert!(run.stderr.contains("is not UTF-8 text"), "{}", run.stderr);
+    let run = ferry.run(&["migrate", "/nowhere/at/all"]).await.expect(2);
+    assert!(
+        run.stderr.contains("cannot read /nowhere/at/all"),
+        "{}",
+        run.stderr
+    );
+}
+
+#[tokio::test]
+async fn unknown_keys_are_told_by_name_and_passwords_never() {
+    let ferry = ferry();
+    let text = "sync:\n  - source: joe:sesame1@a.example/b:v1\n    target: c.example/d:v1\n    type: image\n  \
+                - {source: 'a.example/b:v1', target: 'c.example/d:v1', type: image, colour: sesame2}\n";
+    let file = ferry.file("regsync.yml", text);
+    let run = ferry.run(&["migrate", &file]).await.expect(0);
+    assert!(
+        run.stderr.contains(":5: colour: is not known and left out"),
+        "{}",
+        run.stderr
+    );
+    for secret in ["sesame1", "sesame2"] {
+        assert!(!run.said().contains(secret), "{}", run.said());
+    }
+}
+
+#[tokio::test]
+async fn stdin_is_read_and_the_format_can_be_said() {
+    let ferry = ferry();
+    let line =
+        "echo 'a.example/b:v1: c.example/d' | blobferry migrate - | grep -q 'from: a.example/b'";
+    assert_eq!(ferry.shell(line).await, 0);
+    let line = "printf 'a.example/b: c.example/d\\n' | blobferry migrate --from sinker -";
+    assert_eq!(ferry.shell(line).await, 2);
+}
+
+/// skopeo and blobferry fill a registry each from one file.
+#[tokio::test]
+async fn skopeo_and_blobferry_choose_the_same_tags() {
+    let stage = Stage::new(Program::Distribution3).await;
+    let image = Image::oci(1, &[100]);
+    let push = stage.push();
+    for tag in [
+        "latest",
+        "1.2.0",
+        "1.3.1",
+        "v2.0.0",
+        "2.1.0-rc1",
+        "2.1.0",
+        "3.0.0",
+        "edge",
+        "1.13.2-alpine",
+    ] {
+        for repository in ["team/one", "team/two", "three"] {
+            push.push(repository, tag, &image).await;
+        }
+    }
+    let host = stage.staging.url().replace("http://", "");
+    let text = format!(
+        "{host}:\n  tls-verify: false\n  images:\n    team/one: [latest, 1.2.0]\n    three: []\n  \
+         images-by-tag-regex:\n    team/two: ^1\\.13\\.[12]-alpine$|edge\n"
+    );
+    let old = Program::Distribution3.setup().start();
+    let old_host = old.url().replace("http://", "");
+    let file = stage.ferry.file("sync.yml", &text);
+    skopeo::sync(&file, &old_host, &[]).await;
+
+    let new_host = stage.production.url().replace("http://", "");
+    let arguments = ["migrate", "--to", &new_host, &file];
+    let run = stage.ferry.run(&arguments).await.expect(0);
+    let config = stage.ferry.file("new.yaml", &run.stdout);
+    let state = stage.ferry.path("other").display().to_string();
+    let sync = ["sync", "-c", &config, "--state", &state];
+    stage.ferry.run(&sync).await.expect(0);
+
+    for repository in ["one", "two", "three"] {
+        let of_old = Client::new(&old.url()).tags(repository).await;
+        let of_new = Client::new(&stage.production.url()).tags(repository).await;
+        assert!(!of_old.is_empty(), "{repository}");
+        assert_eq!(of_old, of_new, "{repository}");
+    }
+}
