@@ -5,6 +5,7 @@ mod accept;
 mod approve;
 mod checks;
 mod follow;
+mod held_by;
 
 use std::sync::Arc;
 

@@ -1,20 +1,15 @@
 //! Accept: a tag that differs by conflict, drift or existing is named once after a decision.
 
-use std::sync::Arc;
-
 use super::Decider;
 use super::checks::{end, is_as_named};
 use crate::admin::{DecisionAnswer, DecisionRequest, Refusal};
-use crate::clock;
 use crate::commands::resolve::Resolved;
 use crate::commands::{OneTag, Undecided};
-use crate::decision::{Candidate, Decision, Kind, Verdict};
-use crate::endpoint::Source as _;
-use crate::job::{Actor, Outcome};
+use crate::decision::{Decision, Kind};
+use crate::job::Actor;
 use crate::ledger::Agreement;
 use crate::look::topology::Topology;
 use crate::oci::Digest;
-use crate::set::Sets;
 
 impl Decider {
     /// Names staging's digest once, over what production names.
@@ -39,7 +34,7 @@ impl Decider {
         is_as_named("production", request.replaces, Some(production))?;
         let held_by = match staging == production {
             true => Vec::new(),
-            false => self.held_by(&topology.sets, &tag, staging).await?,
+            false => self.held_by(topology, &tag, staging).await?,
         };
         let decision = Decision {
             digest: Some(staging),
@@ -61,35 +56,6 @@ impl Decider {
             held_by,
             ..DecisionAnswer::of(recorded.decision)
         })
-    }
-
-    /// What holds a tag that is accepted. What is denied is not accepted.
-    async fn held_by(
-        &self,
-        sets: &Sets,
-        tag: &OneTag,
-        staging: Digest,
-    ) -> Result<Vec<String>, Undecided> {
-        let in_force = self.ledger.in_force().await?;
-        let candidate = Candidate {
-            routes: tag.routes.clone(),
-            registry: tag.there.registry().into(),
-            place: tag.place.clone(),
-            set: sets.name_of(&tag.place),
-            beside: None,
-            digest: staging,
-            rollback: None,
-            accepted: None,
-            contents: Some(Arc::default()),
-            is_clock_off: false,
-        };
-        match in_force.judge(&candidate, clock::now()) {
-            Verdict::Blocked(block) if block.outcome == Outcome::Refused => {
-                Err(Undecided::Conflict(block.reasons.join("; ")))
-            }
-            Verdict::Blocked(block) => Ok(block.reasons),
-            Verdict::Clear | Verdict::Unknown => Ok(Vec::new()),
-        }
     }
 
     /// Accepts the tags of a route that the ledger shows as existing.

@@ -31,6 +31,7 @@ impl Decider {
         let production = tag.found(topology, &self.stop).await?;
         is_as_named("staging", request.digest, Some(staging))?;
         is_as_named("production", request.replaces, production)?;
+        let held_by = self.held_by(topology, &tag, staging).await?;
         let decision = Decision {
             digest: Some(staging),
             replaces: production,
@@ -40,7 +41,10 @@ impl Decider {
         };
         let facts = (*topology.facts).clone();
         let recorded = self.ledger.decide(Kind::Approve, decision, facts).await?;
-        Ok(DecisionAnswer::of(recorded.decision))
+        Ok(DecisionAnswer {
+            held_by,
+            ..DecisionAnswer::of(recorded.decision)
+        })
     }
 }
 

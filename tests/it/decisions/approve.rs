@@ -46,6 +46,41 @@ pub async fn tell_of_push(daemon: &Daemon, tag: &str, pusher: &str) {
     assert_eq!(told.status().as_u16(), 202);
 }
 
+/// An approval tells what still holds the tag, and is none of what never goes.
+#[tokio::test]
+async fn an_approval_tells_what_stands_against_it() {
+    let scene = Scene::new();
+    let tags = json!({"include": ["*"], "exclude": ["*-rc1"]});
+    let config = Config::new()
+        .registry("staging", &scene.staging.url())
+        .registry("production", &scene.production.url())
+        .route(
+            "app",
+            json!({"gates": {"approval": {"people": 1}}, "tags": tags}),
+        );
+    scene.ferry.write_config(&config);
+    let _daemon = scene.ferry.start().await;
+    let (good, bad) = (Image::oci(1, &[100]), Image::oci(2, &[100]));
+    for tag in ["v1", "v1-rc1"] {
+        scene.staging.push("app", tag, &good);
+    }
+    scene.staging.push("app", "v2", &bad);
+    scene.ferry.sync(&[]).await.expect(0);
+    let deny = ["deny", bad.digest(), "--reason", "CVE-2026-1"];
+    scene.run(&deny).await.expect(0);
+    let approve = ["approve", "app:v2", "--digest", bad.digest()];
+    let denied = scene.run(&approve).await.expect(4);
+    assert!(denied.stderr.contains("CVE-2026-1"), "{}", denied.stderr);
+    let excluded = ["approve", "app:v1-rc1", "--digest", good.digest()];
+    let excluded = scene.run(&excluded).await.expect(5);
+    assert!(excluded.stderr.contains("leave"), "{}", excluded.stderr);
+    scene.run(&["hold", "--reason", "CHG-17"]).await.expect(0);
+    let approve = ["approve", "app:v1", "--digest", good.digest()];
+    let held = scene.run(&approve).await.expect(0);
+    assert!(held.stdout.contains("it waits: "), "{}", held.stdout);
+    assert!(held.stdout.contains("CHG-17"), "{}", held.stdout);
+}
+
 #[tokio::test]
 async fn a_person_agrees() {
     let (scene, daemon) = scene(json!({"approval": {"people": 1}})).await;

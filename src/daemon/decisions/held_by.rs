@@ -1,0 +1,64 @@
+//! What keeps the tag of an approval or an accept from moving, as far as it is known when a person
+//! decides.
+
+use std::sync::Arc;
+
+use super::Decider;
+use crate::clock;
+use crate::commands::{OneTag, Undecided};
+use crate::decision::{Candidate, Verdict};
+use crate::endpoint::Source as _;
+use crate::job::Outcome;
+use crate::look::topology::Topology;
+use crate::oci::Digest;
+
+impl Decider {
+    /// The decisions that hold a tag.
+    ///
+    /// # Errors
+    /// Where nothing comes of the decision: the digest is denied, or the rules leave the tag out.
+    pub(super) async fn held_by(
+        &self,
+        topology: &Topology,
+        tag: &OneTag,
+        staging: Digest,
+    ) -> Result<Vec<String>, Undecided> {
+        is_taken(topology, tag)?;
+        let in_force = self.ledger.in_force().await?;
+        let candidate = Candidate {
+            routes: tag.routes.clone(),
+            registry: tag.there.registry().into(),
+            place: tag.place.clone(),
+            set: topology.sets.name_of(&tag.place),
+            beside: None,
+            digest: staging,
+            rollback: None,
+            accepted: None,
+            contents: Some(Arc::default()),
+            is_clock_off: false,
+        };
+        match in_force.judge(&candidate, clock::now()) {
+            Verdict::Blocked(block) if block.outcome == Outcome::Refused => {
+                Err(Undecided::Conflict(block.reasons.join("; ")))
+            }
+            Verdict::Blocked(block) => Ok(block.reasons),
+            Verdict::Clear | Verdict::Unknown => Ok(Vec::new()),
+        }
+    }
+}
+
+/// Whether the rules of the route take the tag.
+fn is_taken(topology: &Topology, tag: &OneTag) -> Result<(), Undecided> {
+    let Some(from) = &tag.from else {
+        return Ok(());
+    };
+    let route = topology.route(&from.route);
+    if route.is_none_or(|route| route.selection.allows(&from.tag)) {
+        return Ok(());
+    }
+    Err(Undecided::NotThere(format!(
+        "the rules of route {} leave {} out",
+        from.route,
+        tag.shown()
+    )))
+}
