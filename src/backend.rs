@@ -9,7 +9,7 @@ use jiff::SignedDuration;
 use crate::ecr;
 use crate::endpoint::{
     Abilities, Begin, BlobBody, Create, Cursor, Destination, ListedManifest, Offset, Origin, Page,
-    Presence, Put, Repositories, Resolved, Sent, Source, Tag, Tally, Upload,
+    Presence, Put, Repositories, Resolved, ScanAnswer, Sent, Source, Tag, Tally, Upload,
 };
 use crate::fault::Fault;
 use crate::layout;
@@ -187,6 +187,14 @@ impl Source for Repository {
         cursor: Option<&Cursor>,
     ) -> Result<Option<Page<Descriptor>>, Fault> {
         ask!(self, repository => repository.referrers(subject, cursor))
+    }
+
+    async fn scan_findings(
+        &self,
+        image: &Digest,
+        cursor: Option<&Cursor>,
+    ) -> Result<ScanAnswer, Fault> {
+        ask!(self, repository => repository.scan_findings(image, cursor))
     }
 
     async fn read_blob(&self, blob: &Descriptor, offset: u64) -> Result<Option<BlobBody>, Fault> {

@@ -11,6 +11,7 @@ use super::lines::Lines;
 use super::{Arguments, Failure};
 use crate::config::{Config, RegistryKind};
 use crate::ecr;
+use crate::job::{Scan, ScanSide};
 use crate::route::Create;
 
 /// Print the IAM policies that the config's ECR registries and queues need
@@ -38,6 +39,8 @@ const WRITE: [&str; 7] = [
     "PutImage",
     "UploadLayerPart",
 ];
+/// What reading the findings of scans needs.
+const SCAN: &str = "DescribeImageScanFindings";
 /// What creating a repository needs; with resource tags, [`TAG`] as well.
 const CREATE: [&str; 2] = ["CreateRepository", "DescribeRepositories"];
 /// What creating it with a KMS key needs on that key.
@@ -171,14 +174,19 @@ fn uses(config: &Config) -> BTreeMap<String, Use> {
     let mut uses: BTreeMap<String, Use> = BTreeMap::new();
     for route in &config.routes {
         let source = uses.entry(route.from.registry().to_string()).or_default();
-        source.read(
-            route.from.repository().replace("**", "*"),
-            matches!(route.create, Create::Clone),
-        );
+        let from = route.from.repository().replace("**", "*");
+        let scanned = route.gates.scan.as_ref().and_then(Scan::side);
+        if scanned == Some(ScanSide::Source) {
+            source.allow(&from, [SCAN]);
+        }
+        source.read(from, matches!(route.create, Create::Clone));
         for to in &route.to {
-            uses.entry(to.registry().to_string())
-                .or_default()
-                .write(any_capture(to.repository()), &route.create);
+            let destination = uses.entry(to.registry().to_string()).or_default();
+            let to = any_capture(to.repository());
+            if scanned == Some(ScanSide::Destination) {
+                destination.allow(&to, [SCAN]);
+            }
+            destination.write(to, &route.create);
         }
     }
     // One account and region may stand under several names in the config.

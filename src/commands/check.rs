@@ -13,6 +13,7 @@ use crate::backend::{Backend, Repository};
 use crate::config::Config;
 use crate::endpoint::{Begin, Destination as _, Repositories as _, Source as _};
 use crate::fault::{Class, Fault};
+use crate::job::ScanSide;
 use crate::look::discover::{Catalog, Discovered, Owners, read_catalog};
 use crate::look::topology::Topology;
 use crate::oci::Digest;
@@ -165,6 +166,7 @@ async fn of_route(topology: &Topology, route: &Route, found: &Discovered) -> Vec
             format!("read {}", source.address()),
             read(&source).boxed_local().await,
         ));
+        checks.extend(scanned(route, &source, ScanSide::Source).await);
         // The owners have judged the names already.
         for side in topology
             .destinations(route, repository)
@@ -173,6 +175,7 @@ async fn of_route(topology: &Topology, route: &Route, found: &Discovered) -> Vec
         {
             if tried.insert(side.repository.address()) {
                 checks.push(write(&side.repository).boxed_local().await);
+                checks.extend(scanned(route, &side.repository, ScanSide::Destination).await);
                 checks.extend(mutable(&side.repository).await);
             }
         }
@@ -213,6 +216,20 @@ async fn read(source: &Repository) -> Result<String, Fault> {
             "{} does not exist",
             source.address()
         ))),
+    }
+}
+
+/// Whether the findings of scans can be read where a gate asks for them. No repository has the image
+/// that is asked about.
+async fn scanned(route: &Route, repository: &Repository, side: ScanSide) -> Option<Check> {
+    let scan = route.gates.scan.as_ref();
+    scan.filter(|scan| scan.side() == Some(side))?;
+    let nobodys = Digest::sha256(b"blobferry check --online");
+    let name = format!("scans of {}", repository.address());
+    match repository.scan_findings(&nobodys, None).boxed_local().await {
+        // The line about the repository itself says so.
+        Err(fault) if fault.class() == Class::NotFound => None,
+        asked => Some(Check::of(name, asked.map(|_| "can be read".into()))),
     }
 }
 

@@ -49,7 +49,11 @@ pub(super) fn read(root: &Item<'_>, path: &Path, text: &str) -> Option<Config> {
         .as_ref()
         .map(registries::Read::origins)
         .unwrap_or_default();
-    let routes = routes::read(keys.routes, keys.defaults, &names);
+    let unscanned = registries
+        .as_ref()
+        .map(registries::Read::without_scanner)
+        .unwrap_or_default();
+    let routes = routes::read(keys.routes, keys.defaults, &names, &unscanned);
     let sets = sets::read(keys.sets, &routes);
     let hash = Digest::sha256(text.as_bytes()).encoded()[..12].to_owned();
     Some(Config {

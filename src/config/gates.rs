@@ -10,17 +10,17 @@ use jiff::tz::TimeZone;
 use url::Url;
 
 use super::Env;
-use super::keys::{keys, word_schema};
+use super::keys::keys;
 use super::problem::complaint;
-use super::section::{Item, optional};
+use super::scan;
+use super::section::{Item, entries, optional};
 use super::shapes::{OneOrMany, OrOff};
+use super::signers::{SignerKeys, SignerSection, trusted};
 use super::units;
 use crate::fault::clip;
-use crate::gate::sigstore;
-use crate::glob::{Glob, TooLong};
+use crate::job::Scan;
 use crate::job::gates::{
-    Approval, Attestation, Command, Dates, GateKind, Gates, Http, Identity, Key, Override, Root,
-    Signer, Subject, Token, Trusted, Window,
+    Approval, Attestation, Command, Dates, GateKind, Gates, Http, Override, Token, Trusted, Window,
 };
 use crate::week::Hours;
 
@@ -28,8 +28,6 @@ use crate::week::Hours;
 const LONGEST_AGE: Duration = Duration::from_secs(366 * 24 * 3600);
 /// Most principals of `approval`.
 const MOST_PEOPLE: usize = 20;
-/// Most entries of one list of a gate.
-const MOST: usize = 100;
 
 keys! {
     GatesSection, GatesKeys {
@@ -45,6 +43,8 @@ keys! {
         signature: Option<OrOff<OneOrMany<Signature>>>,
         /// Statements that must be attached to the image and verify.
         attestation: Option<OrOff<OneOrMany<Predicate>>>,
+        /// What a scanner must not have found in the image.
+        scan: Option<OrOff<scan::FindingsSection>>,
         /// A program that judges: exit code 0 pass, 75 wait, any other refuse.
         command: Option<OrOff<Program>>,
         /// A service that judges: 200 with `{"verdict":"pass|wait|refuse","reason":"…"}`.
@@ -77,28 +77,6 @@ keys! {
         cosign: SignerSection = "a key, or an issuer with an identity",
     }
 }
-
-keys! {
-    SignerSection, SignerKeys {
-        /// File with the public key, PEM.
-        key_file: Option<String>,
-        /// The issuer of the identity, exactly.
-        issuer: Option<String>,
-        /// The identity in the certificate. `*` stands for a part of a path, `**` for several.
-        identity: Option<String>,
-        /// What certificates are verified by: `sigstore`, `github`, or a trusted-root file. Default:
-        /// sigstore.
-        root: Option<String>,
-        /// What must be signed, or what the statement must be about. Default: image.
-        on: Option<Subject>,
-    }
-}
-
-/// What must be signed, as it is written.
-const SUBJECTS: [(&str, Subject); 2] =
-    [("image", Subject::Image), ("platforms", Subject::Platforms)];
-
-word_schema!(Subject, "Subject", SUBJECTS.map(|(word, _)| word));
 
 keys! {
     Predicate, PredicateKeys {
@@ -137,6 +115,7 @@ pub(super) struct Written {
     approval: Option<Option<Approval>>,
     signature: Option<Option<Vec<Trusted>>>,
     attestation: Option<Option<Vec<Attestation>>>,
+    scan: Option<Option<Scan>>,
     command: Option<Option<Command>>,
     http: Option<Option<Http>>,
 }
@@ -151,6 +130,7 @@ pub(super) fn read(item: &Item<'_>) -> Written {
         approval: gate(keys.approval, approval),
         signature: gate(keys.signature, signature),
         attestation: gate(keys.attestation, attestation),
+        scan: gate(keys.scan, scan::read),
         command: gate(keys.command, command),
         http: gate(keys.http, http),
     }
@@ -211,9 +191,11 @@ pub(super) fn merged(own: Written, defaults: &Written) -> Arc<Gates> {
         &defaults.attestation,
         &mut overrides,
     );
+    let scan = pick(GateKind::Scan, own.scan, &defaults.scan, &mut overrides);
     Arc::new(Gates {
         signature: signature.unwrap_or_default(),
         attestation: attestation.unwrap_or_default(),
+        scan,
         command,
         http,
         referrers: referrers.unwrap_or_default(),
@@ -248,16 +230,6 @@ fn referrers(item: &Item<'_>) -> Option<Vec<String>> {
         .map(|item| item.parse(artifact_type))
         .collect();
     types.into_iter().collect()
-}
-
-/// The entries of a list that is neither empty nor long.
-fn entries<'a>(item: &Item<'a>) -> Option<Vec<Item<'a>>> {
-    let items = item.items();
-    if items.is_empty() || items.len() > MOST {
-        item.wrong(format!("has {} entries: give 1 to {MOST}", items.len()));
-        return None;
-    }
-    Some(items)
 }
 
 fn artifact_type(text: &str) -> Result<String, String> {
@@ -340,78 +312,6 @@ fn attestation(item: &Item<'_>) -> Option<Vec<Attestation>> {
     });
     let attestations: Vec<Option<Attestation>> = attestations.collect();
     attestations.into_iter().collect()
-}
-
-/// A signer: `key_file`, or `issuer` with `identity` and `root`.
-fn trusted(item: &Item<'_>, keys: &SignerKeys<'_>) -> Option<Trusted> {
-    let on = optional(&keys.on, |item| item.one_of(SUBJECTS));
-    let signer = match (&keys.key_file, &keys.issuer, &keys.identity) {
-        (Some(key), None, None) if keys.root.is_none() => public_key(key).map(Signer::Key),
-        (None, Some(issuer), Some(identity)) => {
-            let issuer = issuer.word();
-            let pattern = identity.parse(identity_glob);
-            let root = optional(&keys.root, root);
-            issuer
-                .zip(pattern)
-                .zip(root)
-                .map(|((issuer, pattern), root)| {
-                    Signer::Identity(Identity {
-                        issuer,
-                        pattern,
-                        root: root.unwrap_or(Root::Sigstore),
-                    })
-                })
-        }
-        _ => {
-            item.wrong(
-                "needs either `key_file`, or `issuer` and `identity` (with an optional `root`)",
-            );
-            None
-        }
-    };
-    Some(Trusted {
-        signer: signer?,
-        on: on?.unwrap_or_default(),
-    })
-}
-
-fn public_key(item: &Item<'_>) -> Option<Key> {
-    let name = item.path()?.file_name()?.to_string_lossy().into_owned();
-    let pem = file_text(item)?;
-    match sigstore::check_key(&pem) {
-        Ok(()) => Some(Key { name, pem }),
-        Err(reason) => {
-            item.wrong(format!(
-                "the file holds no public key that can verify: {reason}"
-            ));
-            None
-        }
-    }
-}
-
-fn root(item: &Item<'_>) -> Option<Root> {
-    let built_in = [("sigstore", Root::Sigstore), ("github", Root::Github)];
-    if let Some((_, root)) = built_in.into_iter().find(|(word, _)| item.is_word(word)) {
-        return Some(root);
-    }
-    let root = Root::File(file_text(item)?.into());
-    match sigstore::check_root(&root) {
-        Ok(()) => Some(root),
-        Err(reason) => {
-            item.wrong(format!(
-                "the file holds no trusted root (`sigstore` and `github` are built in): {reason}"
-            ));
-            None
-        }
-    }
-}
-
-fn file_text(item: &Item<'_>) -> Option<String> {
-    let text = String::from_utf8(item.file()?).ok();
-    if text.is_none() {
-        item.wrong("the file holds no text");
-    }
-    text
 }
 
 /// The variables that a command sees.
@@ -532,28 +432,4 @@ fn dates(text: &str) -> Result<Dates, String> {
                 "is no day and no stretch of days (examples: 2026-12-24, 2026-12-15/2027-01-05)",
             )
         })
-}
-
-/// The glob of a signer's identity.
-fn identity_glob(text: &str) -> Result<Glob, String> {
-    let text = text.trim();
-    if text.chars().all(|character| character == '*') {
-        return Err("names no identity: every user of the issuer could sign".into());
-    }
-    text.parse().map_err(|error: TooLong| error.to_string())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn asterisks_alone_name_no_identity() {
-        for bad in ["", "*", " ** ", "***"] {
-            assert!(identity_glob(bad).is_err(), "{bad}");
-        }
-        assert!(
-            identity_glob(" ci@acme.example ").is_ok_and(|glob| glob.matches("ci@acme.example"))
-        );
-    }
 }

@@ -13,6 +13,7 @@
 //! | `units` | durations and amounts |
 //! | `document` | the file's top level |
 //! | `daemon`, `registries`, `limits`, `receivers`, `queues`, `routes` | the parts of the file; what a registry is spared |
+//! | `gates`, `scan`, `signers` | what must be so before a tag moves |
 //! | `sets` | routes with images that move together |
 //! | `tokens` | bearer tokens and their rights |
 //! | `aws` | what registries and queues say about AWS |
@@ -31,10 +32,12 @@ mod queues;
 mod receivers;
 mod registries;
 mod routes;
+mod scan;
 mod schema;
 mod section;
 mod sets;
 mod shapes;
+mod signers;
 mod state_path;
 mod substitute;
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! `registries`: where images live, our credentials there, and limits of requests.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
 
@@ -84,6 +84,24 @@ impl Read {
                 )
             })
             .collect()
+    }
+
+    /// The registries that are known to have no scanner of their own.
+    pub(super) fn without_scanner(&self) -> BTreeSet<String> {
+        let registries = self.registries.iter();
+        let unscanned = registries.filter(|(_, registry)| !has_scanner(&registry.kind));
+        unscanned.map(|(name, _)| name.clone()).collect()
+    }
+}
+
+/// ECR's private registries have one.
+fn has_scanner(kind: &RegistryKind) -> bool {
+    match kind {
+        RegistryKind::Remote(settings) => {
+            let login = ecr::Login::of(&settings.credentials);
+            login.is_some_and(|login| !login.is_public())
+        }
+        RegistryKind::Layout(_) => false,
     }
 }
 

@@ -14,7 +14,7 @@ use super::units::is_made_of;
 use crate::ecr;
 use crate::endpoint::Origin;
 use crate::fault::clip;
-use crate::job::{Drift, Existing};
+use crate::job::{Drift, Existing, ScanSide};
 use crate::oci::Tag;
 use crate::route::rules::{Selection, TagRule};
 use crate::route::{Create, Pattern, Route, Template};
@@ -154,6 +154,7 @@ pub(super) fn read(
     routes: Option<Item<'_>>,
     defaults: Option<Item<'_>>,
     origins: &Origins,
+    unscanned: &BTreeSet<String>,
 ) -> Vec<Route> {
     let defaults = defaults.map(|item| defaults_of(&item)).unwrap_or_default();
     let Some(item) = routes else {
@@ -178,6 +179,7 @@ pub(super) fn read(
     check_order(&written);
     check_meetings(&written, origins);
     check_circles(&written, origins);
+    check_scanners(&written, unscanned);
     written.into_iter().map(|written| written.route).collect()
 }
 
@@ -558,6 +560,31 @@ fn check_meetings(routes: &[Written<'_>], origins: &Origins) {
                     ));
                 }
                 None => drop(seen.insert(place, written)),
+            }
+        }
+    }
+}
+
+/// The gate `scan` asks the scanner of a registry, which must have one.
+fn check_scanners(routes: &[Written<'_>], unscanned: &BTreeSet<String>) {
+    for written in routes {
+        let Some(scan) = &written.route.gates.scan else {
+            continue;
+        };
+        let source = (written.route.from.registry(), &written.from);
+        let destinations = written.route.to.iter().map(Template::registry);
+        let destinations: Vec<_> = destinations.zip(&written.to).collect();
+        let scanned = match scan.side() {
+            Some(ScanSide::Source) => vec![source],
+            Some(ScanSide::Destination) => destinations,
+            None => Vec::new(),
+        };
+        for (registry, item) in scanned {
+            if unscanned.contains(&**registry) {
+                item.wrong(format!(
+                    "cannot be scanned: the gate `scan` says `from: ecr`, and \"{}\" is no private registry of ECR with `auth: ecr`",
+                    clip(registry, 100)
+                ));
             }
         }
     }

@@ -372,3 +372,16 @@ pub(super) fn optional<'a, T>(
         None => Some(None),
     }
 }
+
+/// Most entries of one list of a gate.
+const MOST: usize = 100;
+
+/// The entries of a list that is neither empty nor long.
+pub(super) fn entries<'a>(item: &Item<'a>) -> Option<Vec<Item<'a>>> {
+    let items = item.items();
+    if items.is_empty() || items.len() > MOST {
+        item.wrong(format!("has {} entries: give 1 to {MOST}", items.len()));
+        return None;
+    }
+    Some(items)
+}

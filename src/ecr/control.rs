@@ -26,7 +26,7 @@ use crate::oci::{self, Digest, RepositoryName};
 use crate::registry::Metrics;
 
 /// Entries of a page: the most that ECR gives.
-const PAGE: i32 = 1000;
+pub(super) const PAGE: i32 = 1000;
 /// Blobs that one call may ask about.
 pub(super) const MOST_LAYERS: usize = 100;
 
@@ -382,13 +382,13 @@ impl Control {
         }
     }
 
-    fn account(&self) -> Option<String> {
+    pub(super) fn account(&self) -> Option<String> {
         self.login.account().map(str::to_owned)
     }
 
     /// One call, counted, its failure put into words. `about` is the repository, or whatever else
     /// is acted on.
-    async fn call<T, E, F>(
+    pub(super) async fn call<T, E, F>(
         &self,
         action: &'static str,
         about: &str,
@@ -534,6 +534,6 @@ fn manifests(details: &[ImageDetail], next: Option<String>) -> Page<ListedManife
     }
 }
 
-fn next_cursor(token: Option<String>) -> Option<Cursor> {
+pub(super) fn next_cursor(token: Option<String>) -> Option<Cursor> {
     token.filter(|token| !token.is_empty()).map(Cursor)
 }

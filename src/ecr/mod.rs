@@ -10,6 +10,7 @@ mod handle;
 pub mod host;
 mod login;
 mod repository;
+mod scan;
 mod shared;
 mod unfinished;
 

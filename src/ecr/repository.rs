@@ -7,6 +7,7 @@
 //! | repositories | DescribeRepositories | the registry's catalog |
 //! | whether blobs are there | BatchCheckLayerAvailability for all that are asked about at one moment | a HEAD for each |
 //! | mounts | GetAccountSetting tells whether they work at all | they are tried |
+//! | findings of scans | DescribeImageScanFindings | the gate cannot be judged |
 //! | everything else | the registry | |
 //!
 //! A missing permission is logged once and tried again after 15 minutes. Nothing is written before
@@ -29,7 +30,7 @@ use super::shared::{BatchError, LayerQuery, Shared};
 use super::unfinished::Unfinished;
 use crate::endpoint::{
     Abilities, Begin, BlobBody, Cursor, Destination, ListedManifest, Mount, Offset, Origin, Page,
-    Presence, Put, Resolved, Resume, Sent, Source, Tag, Tally, Upload,
+    Presence, Put, Resolved, Resume, ScanAnswer, Sent, Source, Tag, Tally, Upload,
 };
 use crate::fault::{Class, Fault};
 use crate::oci::{self, Descriptor, Digest, Manifest, RepositoryName, Target};
@@ -622,6 +623,17 @@ impl Source for Repository {
         cursor: Option<&Cursor>,
     ) -> Result<Option<Page<Descriptor>>, Fault> {
         self.with_principal("BatchGetImage", self.inner.referrers(subject, cursor).await)
+            .await
+    }
+
+    async fn scan_findings(
+        &self,
+        image: &Digest,
+        cursor: Option<&Cursor>,
+    ) -> Result<ScanAnswer, Fault> {
+        let cursor = cursor.map(|cursor| cursor.0.as_str());
+        self.control()
+            .scan_findings(self.inner.repository(), image, cursor, self.tally())
             .await
     }
 

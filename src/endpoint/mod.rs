@@ -8,6 +8,7 @@
 //! "unknown".
 
 mod clock_skew;
+mod findings;
 pub mod rate_limit;
 
 use std::fmt;
@@ -22,6 +23,7 @@ use http_body::{Body, Frame, SizeHint};
 use jiff::{SignedDuration, Timestamp};
 
 pub use self::clock_skew::{ClockSkew, is_clock_off};
+pub use self::findings::{Finding, FindingsPage, ScanAnswer, Severity};
 use crate::fault::Fault;
 use crate::oci::{self, Descriptor, Digest, Manifest, MediaType, RepositoryName, Target};
 
@@ -399,6 +401,15 @@ pub trait Source: Clone + Send + Sync + 'static {
         subject: &Digest,
         cursor: Option<&Cursor>,
     ) -> impl Future<Output = Result<Option<Page<Descriptor>>, Fault>> + Send;
+
+    /// What the registry's own scanner says of the image with that digest: one page of its findings.
+    fn scan_findings(
+        &self,
+        _image: &Digest,
+        _cursor: Option<&Cursor>,
+    ) -> impl Future<Output = Result<ScanAnswer, Fault>> + Send {
+        std::future::ready(Ok(ScanAnswer::NoScanner))
+    }
 
     /// The bytes of a blob from `offset` on, unverified, with an exact size hint of `size -
     /// offset`: an endpoint that offers another length is a fault of class `Corrupt`. `offset <

@@ -3,6 +3,7 @@
 //! | gate | judges | kind |
 //! |---|---|---|
 //! | [`signature`] | signatures and attestations of trusted signers | evidence |
+//! | [`scan`] | what a scanner has found: of a registry, or in a statement ([`vulnerabilities`]) | evidence |
 //! | [`command`] | what a program says | evidence |
 //! | [`http`] | what a service says | evidence |
 //! | [`referrers`] | artifact types that are attached to the image | evidence |
@@ -20,8 +21,10 @@ pub mod http;
 pub mod min_age;
 pub mod question;
 pub mod referrers;
+pub mod scan;
 pub mod signature;
 pub mod sigstore;
+pub mod vulnerabilities;
 pub mod window;
 
 use jiff::{SignedDuration, Timestamp};

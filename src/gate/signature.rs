@@ -41,6 +41,23 @@ impl Signed {
             left_out: 0,
         }
     }
+
+    /// The statements of a signer with one of these predicates, each with what the ledger keeps of
+    /// it.
+    pub fn statements_of(&self, signer: &Signer, predicates: &[&str]) -> Vec<(Digest, Value)> {
+        let verified = self.bundles.iter().filter_map(|bundle| {
+            let verified = bundle.result(signer).ok()?;
+            let predicate = verified.predicate.as_deref()?;
+            let is_asked = predicates.contains(&predicate);
+            is_asked.then(|| {
+                (
+                    bundle.statement,
+                    evidence(self, &bundle.statement, verified),
+                )
+            })
+        });
+        verified.collect()
+    }
 }
 
 /// A statement, with all of its bytes.
@@ -127,7 +144,7 @@ impl SignedImage {
     }
 
     /// What must be signed.
-    fn subjects(&self, on: Subject) -> &[Signed] {
+    pub fn subjects(&self, on: Subject) -> &[Signed] {
         match on {
             Subject::Image => std::slice::from_ref(&self.image),
             Subject::Platforms => &self.platforms,

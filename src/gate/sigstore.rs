@@ -110,6 +110,19 @@ pub fn verify_bundle(bundle: &[u8], image: &Digest, signer: &Signer) -> Result<V
     })
 }
 
+/// The statement in the envelope of a bundle; nothing is verified.
+///
+/// # Errors
+/// Why there is none.
+pub fn statement(bundle: &[u8]) -> Result<Vec<u8>, String> {
+    let text = std::str::from_utf8(bundle).map_err(|_| "it is no JSON".to_owned())?;
+    let bundle = Bundle::from_json(text).map_err(|error| said(&error))?;
+    match &bundle.content {
+        SignatureContent::DsseEnvelope(envelope) => Ok(envelope.payload.as_bytes().to_vec()),
+        _ => Err("it holds no statement".into()),
+    }
+}
+
 /// Verifies an older signature of cosign about an image.
 ///
 /// # Errors

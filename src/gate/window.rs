@@ -119,7 +119,10 @@ mod tests {
     fn opens(window: &Window, now: &str) -> Option<Timestamp> {
         match judge(window, at(now)).next {
             NextJudgement::At(time) => Some(time),
-            NextJudgement::Verify | NextJudgement::Poll | NextJudgement::Soon => None,
+            NextJudgement::Verify
+            | NextJudgement::Poll
+            | NextJudgement::PollUntil(_)
+            | NextJudgement::Soon => None,
         }
     }
 

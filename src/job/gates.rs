@@ -10,6 +10,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize};
 use url::Url;
 
+use super::Scan;
 use crate::glob::Glob;
 use crate::week::Hours;
 
@@ -29,6 +30,8 @@ pub enum GateKind {
     Signature,
     /// Statements of trusted signers.
     Attestation,
+    /// Findings of a scanner.
+    Scan,
     /// A program that judges.
     Command,
     /// A service that judges.
@@ -37,13 +40,14 @@ pub enum GateKind {
 
 impl GateKind {
     /// All of them.
-    pub const ALL: [GateKind; 8] = [
+    pub const ALL: [GateKind; 9] = [
         GateKind::MinAge,
         GateKind::Window,
         GateKind::Approval,
         GateKind::Referrers,
         GateKind::Signature,
         GateKind::Attestation,
+        GateKind::Scan,
         GateKind::Command,
         GateKind::Http,
     ];
@@ -57,6 +61,7 @@ impl GateKind {
             GateKind::Approval => "approval",
             GateKind::Signature => "signature",
             GateKind::Attestation => "attestation",
+            GateKind::Scan => "scan",
             GateKind::Command => "command",
             GateKind::Http => "http",
         }
@@ -69,6 +74,7 @@ impl GateKind {
             GateKind::Referrers
             | GateKind::Signature
             | GateKind::Attestation
+            | GateKind::Scan
             | GateKind::Command
             | GateKind::Http => true,
             GateKind::MinAge | GateKind::Window | GateKind::Approval => false,
@@ -97,6 +103,8 @@ pub struct Gates {
     pub signature: Vec<Trusted>,
     /// Statements that must be there.
     pub attestation: Vec<Attestation>,
+    /// What a scanner must not have found.
+    pub scan: Option<Scan>,
     /// A program that judges.
     pub command: Option<Command>,
     /// A service that judges.
@@ -276,6 +284,7 @@ impl Gates {
                 GateKind::Approval => self.approval.is_some(),
                 GateKind::Signature => !self.signature.is_empty(),
                 GateKind::Attestation => !self.attestation.is_empty(),
+                GateKind::Scan => self.scan.is_some(),
                 GateKind::Command => self.command.is_some(),
                 GateKind::Http => self.http.is_some(),
             })

@@ -6,6 +6,7 @@ mod actor;
 pub mod gates;
 mod progress;
 mod report;
+mod scan;
 mod verdict;
 
 use std::collections::{BTreeMap, HashSet};
@@ -23,6 +24,7 @@ pub use self::progress::{ActiveBlob, BlobProgress, Progress};
 pub use self::report::{
     Failure, Look, NamedTag, Report, Settled, Sight, Totals, Trouble, TroubleClass, tag_of,
 };
+pub use self::scan::{Ignored, Scan, ScanOrigin, ScanSide};
 pub use self::verdict::{Gated, Judgement, NextJudgement, Verdict};
 use crate::clock;
 use crate::endpoint::{Abilities, Origin, RepositoryId};

@@ -60,6 +60,8 @@ pub enum NextJudgement {
     At(Timestamp),
     /// At each poll for an hour, then at the sweep.
     Poll,
+    /// At each poll for an hour, then at the sweep, and at that time.
+    PollUntil(Timestamp),
     /// After seconds, then less often, after an hour at the sweep.
     Soon,
 }
@@ -95,6 +97,14 @@ impl Judgement {
         Judgement {
             verdict: Verdict::Wait,
             next,
+            ..Judgement::pass(gate, reason, evidence)
+        }
+    }
+
+    /// A gate that refuses.
+    pub fn refuse(gate: GateKind, reason: impl Into<String>, evidence: Value) -> Judgement {
+        Judgement {
+            verdict: Verdict::Refuse,
             ..Judgement::pass(gate, reason, evidence)
         }
     }

@@ -1,4 +1,4 @@
-//! When staging was first seen to name a digest.
+//! When staging was first seen to name a digest, and when its scan was first asked for.
 
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension as _, params};
@@ -33,6 +33,22 @@ impl Ledger {
         let now = clock::now();
         let seen = self.store.write(move |db| note(db, &place, now)).await;
         seen.map_err(unwritable)
+    }
+}
+
+impl Ledger {
+    /// When the findings of a scan of that digest in a repository were first asked for, and were
+    /// not there. As for [`Ledger::first_seen`], beside whose rows it stands: an origin is a URL.
+    pub async fn scan_awaited(
+        &self,
+        origin: &Origin,
+        repository: &RepositoryName,
+        digest: &Digest,
+        is_recorded: bool,
+    ) -> Result<Option<Timestamp>, Fault> {
+        let scanner = Origin::new(&format!("scan {origin}"));
+        self.first_seen(&scanner, repository, digest, is_recorded)
+            .await
     }
 }
 

@@ -41,6 +41,19 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         Ok(())
     }
 
+    /// Writes the top manifest under its digest, where it is not there: a scanner of the destination
+    /// sees what has a manifest.
+    pub(super) async fn carry_top(&self, image: &Image) -> Result<(), Fault> {
+        let digest = image.top.digest;
+        if self.is_complete(&digest).await {
+            return Ok(());
+        }
+        // Boxed to keep the job's future small.
+        self.put_by_digest(image, &image.top).boxed().await?;
+        self.remember_manifests(vec![digest]).await;
+        Ok(())
+    }
+
     /// Copies blobs side by side. After a failure no further one starts, but running copies finish:
     /// their bytes are not sent again, and other jobs may wait for them.
     async fn carry_blobs(&self, blobs: &[Descriptor]) -> Result<(), Fault> {

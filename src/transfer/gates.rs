@@ -16,6 +16,7 @@ use super::Promotion;
 use super::approvals::AtHand;
 use super::questions::{Answer, HOLDS, Judge};
 use super::retry::stoppable;
+use super::scan::PassedScan;
 use super::survey::TagFacts;
 use crate::decision::{Approvals, GateOverride};
 use crate::endpoint::{Destination, Source};
@@ -25,7 +26,7 @@ use crate::gate::question::{self, Phase, Question};
 use crate::gate::referrers::Attached;
 use crate::gate::signature;
 use crate::job::gates::{Signer, Subject};
-use crate::job::{GateKind, Gates, Judgement, Outcome, Verdict};
+use crate::job::{GateKind, Gates, Judgement, Outcome, Scan, ScanSide, Verdict};
 use crate::oci::{Digest, Manifest, MediaType};
 
 /// What was gathered for the gates of a job. Manifests do not change under their digest.
@@ -37,6 +38,8 @@ pub(super) struct Evidence {
     media_types: BTreeMap<Digest, MediaType>,
     /// Statements that verified, with the gates that they verified by.
     verified: BTreeMap<(Digest, GateKind), (Arc<Gates>, Judgement)>,
+    /// Scans without a finding that refuses.
+    pub(super) scans: BTreeMap<(Digest, Option<ScanSide>), PassedScan>,
 }
 
 /// What the gates came to.
@@ -208,6 +211,9 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
                 return Ok(());
             }
         }
+        if !self.judge_scan_of(gates, digest, phase, judged).await? {
+            return Ok(());
+        }
         let command = gates.command.clone().map(Judge::Command);
         let command = command.filter(|_| !judged.is_overridden(gates, GateKind::Command));
         let http = gates.http.clone().map(Judge::Http);
@@ -244,6 +250,39 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         Ok(())
     }
 
+    /// Judges the scan. One in production can be asked for once the content is there. Returns
+    /// whether the next gate is to be judged.
+    async fn judge_scan_of(
+        &self,
+        gates: &Gates,
+        digest: Digest,
+        phase: Phase,
+        judged: &mut Judged,
+    ) -> Result<bool, Fault> {
+        let Some(scan) = &gates.scan else {
+            return Ok(true);
+        };
+        let is_in_production = scan.side() == Some(ScanSide::Destination);
+        if is_in_production && self.job.dry_run {
+            self.note_reason("a dry run asks for no scan in production".into());
+        }
+        let is_early = is_in_production && phase == Phase::Carry;
+        if is_early || judged.is_overridden(gates, GateKind::Scan) {
+            return Ok(true);
+        }
+        let answer = self.judge_scan(scan, &signers(gates), digest).await?;
+        Ok(judged.add_answer(answer))
+    }
+
+    /// Whether a scan in production is judged before the tag moves.
+    pub(super) fn awaits_scan_there(&self) -> Result<bool, Fault> {
+        let is_there = |gates: &Gates| {
+            let scan = gates.scan.as_ref();
+            scan.is_some_and(|scan| scan.side() == Some(ScanSide::Destination))
+        };
+        Ok(self.gates_in_force()?.all().any(is_there))
+    }
+
     /// The verdicts on signatures and attestations. What verified holds while the digest and the
     /// gates are the same.
     async fn judge_statements(
@@ -260,11 +299,11 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         let trusted = gates.signature.iter();
         let trusted = trusted.chain(gates.attestation.iter().map(|one| &one.trusted));
         let platforms = trusted
-            .clone()
             .map(|trusted| trusted.on)
             .any(|on| on == Subject::Platforms);
-        let signers: Arc<[Signer]> = trusted.map(|trusted| trusted.signer.clone()).collect();
-        let signed = self.signed_image(digest, platforms, &signers).await?;
+        let signed = self
+            .signed_image(digest, platforms, &signers(gates))
+            .await?;
         let judgements: Vec<Judgement> = asked
             .iter()
             .map(|gate| match gate {
@@ -357,7 +396,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         self.judged.lock().expect("nothing panics while it notes")
     }
 
-    fn lock_evidence(&self) -> MutexGuard<'_, Evidence> {
+    pub(super) fn lock_evidence(&self) -> MutexGuard<'_, Evidence> {
         self.evidence.lock().expect("nothing panics while it notes")
     }
 
@@ -420,6 +459,14 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         self.lock_evidence().referrers.insert(digest, known);
         Ok(attached)
     }
+}
+
+/// All signers of the gates: what is known of a statement is known by all of them.
+fn signers(gates: &Gates) -> Arc<[Signer]> {
+    let trusted = gates.signature.iter();
+    let trusted = trusted.chain(gates.attestation.iter().map(|one| &one.trusted));
+    let trusted = trusted.chain(gates.scan.iter().filter_map(Scan::trusted));
+    trusted.map(|trusted| trusted.signer.clone()).collect()
 }
 
 /// The artifact type of a referrer, else the media type of its config: image specification,

@@ -245,7 +245,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         if let Verdict::Blocked(block) = self.verdict(image.top.digest, contents.clone()) {
             return Ok(Round::complete(Completion::blocked(block, &facts)));
         }
-        if permission == Permission::Carry {
+        if permission == Permission::Carry || !self.is_scanned_there(&image, &facts).await? {
             return Ok(Round::complete(self.gated(&facts)));
         }
         if let Some(wait) = self.waits_for_set(&facts, contents.clone()).await? {
@@ -272,6 +272,16 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             Named::Gated => Round::complete(self.gated(&facts)),
             Named::InSet(wait) => Round::complete(Completion::waits_for_set(&facts, wait)),
         })
+    }
+
+    /// Whether a scan in production, where one is asked for, lets the tag move: what belongs to the
+    /// image is not carried before.
+    async fn is_scanned_there(&self, image: &Image, facts: &TagFacts) -> Result<bool, Fault> {
+        if !self.awaits_scan_there()? {
+            return Ok(true);
+        }
+        self.carry_top(image).await?;
+        Ok(self.judge(facts, Phase::Name).await? == Permission::Name)
     }
 
     /// What is said of a tag that would be promoted, before anything is carried.

@@ -27,7 +27,7 @@ const MOST: usize = 100;
 /// Bytes of all statements about an image and its platforms. What comes beyond is left out.
 const MOST_TOGETHER: u64 = 32 * 1024 * 1024;
 /// From this size on a statement is verified beside the main thread.
-const LARGE: u64 = 64 * 1024;
+pub(super) const LARGE: u64 = 64 * 1024;
 /// Longest time for one of them.
 const LONGEST: Duration = Duration::from_secs(60);
 
@@ -70,12 +70,12 @@ impl Layer {
 }
 
 /// A statement that was found.
-struct Found {
+pub(super) struct Found {
     /// The manifest that holds it.
     holder: Digest,
     /// What evidence calls it by.
     shown: Digest,
-    blob: Descriptor,
+    pub(super) blob: Descriptor,
     /// The layer of an older signature of cosign; `None`: it is a bundle.
     simple: Option<Layer>,
 }
@@ -110,7 +110,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     }
 
     /// The manifests of an index that are platforms; of an image, itself.
-    async fn platforms(&self, digest: Digest) -> Result<Vec<Digest>, Fault> {
+    pub(super) async fn platforms(&self, digest: Digest) -> Result<Vec<Digest>, Fault> {
         let Some(manifest) = self.source_manifest(digest.into()).await? else {
             return Ok(Vec::new());
         };
@@ -164,7 +164,11 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     /// The bundle that a referrer of `subject` holds. Each referrer is read, whatever its list
     /// calls it: lists have named wrong artifact types
     /// (<https://github.com/sigstore/cosign/issues/4641>).
-    async fn bundle_of(&self, referrer: Digest, subject: Digest) -> Result<Option<Found>, Fault> {
+    pub(super) async fn bundle_of(
+        &self,
+        referrer: Digest,
+        subject: Digest,
+    ) -> Result<Option<Found>, Fault> {
         let statements = &self.engine.statements;
         let bundle = match statements.bundle(referrer, subject) {
             Some(known) => known,
@@ -268,7 +272,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     }
 
     /// A small blob of staging. `None`: it is not there.
-    async fn statement(&self, blob: &Descriptor) -> Result<Option<Bytes>, Fault> {
+    pub(super) async fn statement(&self, blob: &Descriptor) -> Result<Option<Bytes>, Fault> {
         self.ask_source(RequestClass::Blobs, |source| {
             let blob = blob.clone();
             async move {

@@ -36,6 +36,8 @@ pub struct PushedTo {
     pub at: Option<Timestamp>,
     /// Whether the registry may tell before its tags name what was pushed.
     pub may_precede: bool,
+    /// Whether it is no push, but a scan of an image that has ended.
+    pub is_scan: bool,
 }
 
 /// A reason to look.

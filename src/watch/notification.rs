@@ -151,6 +151,7 @@ impl Handle {
                 repositories: repositories.map(|name| notifier.rewritten(name)).collect(),
                 at: push.pushed,
                 may_precede: push.may_precede,
+                is_scan: push.is_scan,
             }),
             cause,
             actor: Actor::named(principal).saying(remarks),

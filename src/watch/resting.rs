@@ -205,10 +205,14 @@ impl Resting {
         let failures = same.map_or(0, |before| before.failures) + 1;
         let rests = gated.next.iter().map(|next| match next {
             NextJudgement::Verify => verify,
-            NextJudgement::Poll if now < since + EVIDENCE => Duration::ZERO,
+            NextJudgement::Poll | NextJudgement::PollUntil(_) if now < since + EVIDENCE => {
+                Duration::ZERO
+            }
             NextJudgement::Soon if now < since + EVIDENCE => SOON.wait(failures),
             NextJudgement::Poll | NextJudgement::Soon => verify,
-            NextJudgement::At(time) => until(*time).clamp(SHORTEST.min(verify), verify),
+            NextJudgement::At(time) | NextJudgement::PollUntil(time) => {
+                until(*time).clamp(SHORTEST.min(verify), verify)
+            }
         });
         let rest = rests.min().unwrap_or(verify);
         Resting {
@@ -474,6 +478,22 @@ mod tests {
             .note(&ask(&[]), &look(&[other]), usual(), now)
             .unwrap();
         assert_eq!(rest(&resting, now), None, "another digest, another hour");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_scan_is_looked_for_at_each_poll_for_an_hour_and_then_when_its_wait_is_over() {
+        clock::simulate("2026-11-30T12:00:00Z".parse().unwrap());
+        let mut resting = RestingTags::default();
+        let now = Instant::now();
+        let over = clock::now() + jiff::SignedDuration::from_secs(90);
+        let waits = look(&[kept_back("v1", &[NextJudgement::PollUntil(over)])]);
+        resting.note(&ask(&[]), &waits, usual(), now).unwrap();
+        assert_eq!(rest(&resting, now), None, "the polls are enough");
+        assert!(alone(&resting, Cause::Poll, now).is_empty());
+        let later = now + EVIDENCE;
+        resting.note(&ask(&[]), &waits, usual(), later).unwrap();
+        assert_eq!(rest(&resting, later), Some(90));
+        assert_eq!(alone(&resting, Cause::Poll, later).len(), 1);
     }
 
     #[tokio::test(start_paused = true)]

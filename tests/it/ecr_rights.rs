@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 
 use crate::ecr::{OTHER, demo, keys, merged, one_account, pipeline, platforms, with_identity};
-use crate::support::ecr::HOME;
+use crate::support::ecr::{HOME, Scanned};
 use crate::support::*;
 
 /// An action and a pattern of the repositories that it is allowed on; none where it knows none.
@@ -205,6 +205,31 @@ async fn between_accounts_the_policies_allow_what_is_used_and_no_more() {
                 .client()
                 .push("app", tag, &Image::oci(seed, &[500]))
                 .await;
+            ferry.sync(&[]).await.expect(0);
+        }
+        ferry.sync(&["--tag", "v2"]).await.expect(0);
+        let policies = printed(&ferry).await;
+        assert_policy_is_exact(&policies, "staging", &staging);
+        assert_policy_is_exact(&policies, "production", &production);
+    }
+}
+
+#[tokio::test]
+async fn a_gate_on_scans_needs_the_right_to_read_their_findings() {
+    for at in ["source", "destination"] {
+        let (staging, production) = (Ecr::start(HOME).await, Ecr::start(OTHER).await);
+        staging.create("app");
+        production.create("prod");
+        let scan = json!({"from": "ecr", "at": at, "refuse": "critical"});
+        let route =
+            json!({"from": "staging/app", "to": "production/prod", "gates": {"scan": scan}});
+        let config = two_accounts(&staging, &production, route);
+        let ferry = with_identity(Ferry::new(&config), &staging);
+        for (tag, seed) in [("v1", 1), ("v2", 2)] {
+            let image = Image::oci(seed, &[500]);
+            staging.client().push("app", tag, &image).await;
+            staging.scan("app", image.digest(), Scanned::basic(&[]));
+            production.scan("prod", image.digest(), Scanned::basic(&[]));
             ferry.sync(&[]).await.expect(0);
         }
         ferry.sync(&["--tag", "v2"]).await.expect(0);

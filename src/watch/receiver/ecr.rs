@@ -88,11 +88,9 @@ fn event(envelope: Envelope, text: &[u8]) -> Result<Delivery, Malformed> {
         .detail_type
         .ok_or(Malformed::Missing("detail-type"))?;
     let detail = envelope.detail.ok_or(Malformed::Missing("detail"))?;
-    let is_wanted = match &*kind {
-        "ECR Image Action" | "ECR Referrer Action" => is_arrival(&detail),
-        "ECR Image Scan" | "Inspector2 Scan" => true,
-        _ => false,
-    };
+    let is_scan = matches!(&*kind, "ECR Image Scan" | "Inspector2 Scan");
+    let is_action = matches!(&*kind, "ECR Image Action" | "ECR Referrer Action");
+    let is_wanted = is_scan || is_action && is_arrival(&detail);
     if !is_wanted {
         return Ok(Delivery::Ignored("nothing was pushed, restored or scanned"));
     }
@@ -102,6 +100,7 @@ fn event(envelope: Envelope, text: &[u8]) -> Result<Delivery, Malformed> {
     for name in &detail.image_tags {
         push.tags.extend(tag("detail.image-tags", Some(name))?);
     }
+    push.is_scan = is_scan;
     push.aws = envelope
         .account
         .zip(envelope.region)

@@ -230,6 +230,8 @@ pub struct Push {
     pub aws: Option<AwsOrigin>,
     /// Whether the sender may tell before its tags name what was pushed.
     pub may_precede: bool,
+    /// Whether it is no push, but a scan of an image that has ended.
+    pub is_scan: bool,
 }
 
 impl Push {
@@ -242,6 +244,7 @@ impl Push {
             pusher: None,
             aws: None,
             may_precede: false,
+            is_scan: false,
         }
     }
 
@@ -267,6 +270,7 @@ impl Push {
         self.tags.extend(push.tags);
         self.pushed = self.pushed.max(push.pushed);
         self.pusher = self.pusher.take().or(push.pusher);
+        self.is_scan |= push.is_scan;
     }
 
     fn with_tag(mut self, tag: Option<Tag>) -> Push {

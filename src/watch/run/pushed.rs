@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::Watch;
 use crate::endpoint::{Origin, Repositories, Source as _};
+use crate::job::ScanSide;
 use crate::look::topology::{Side, Topology};
 use crate::oci::{RepositoryName, Tag};
 use crate::route::Route;
@@ -51,7 +52,7 @@ impl<B: Repositories> Watch<B> {
         let origin = backend.origin();
         let looks = |repository: &RepositoryName| {
             let read = read_from(topology, origin, repository);
-            let written = self.written_to(topology, origin, repository, tags);
+            let written = self.written_to(topology, (origin, repository), tags, pushed.is_scan);
             read.into_iter().chain(written).collect::<Vec<_>>()
         };
         pushed
@@ -63,24 +64,32 @@ impl<B: Repositories> Watch<B> {
     }
 
     /// The look at the source that is promoted to a repository. A push without a tag changes
-    /// nothing there that a look compares.
+    /// nothing there that a look compares; a scan of what has no tag yet may be waited for by any
+    /// tag of the source.
     fn written_to(
         &self,
         topology: &Topology<B>,
-        origin: &Origin,
-        repository: &RepositoryName,
+        (origin, repository): (&Origin, &RepositoryName),
         tags: &[Tag],
+        is_scan: bool,
     ) -> Option<PushedLook> {
         let there = (origin.clone(), repository.clone());
         let owner = self.owners.owner(&there)?;
         let route = topology.routes.0.get(owner.route)?;
         let source_tags = originals(topology, route, &owner.source, &there, tags);
-        (!source_tags.is_empty()).then(|| PushedLook {
+        let is_awaited = is_scan && tags.is_empty() && is_scanned_there(route);
+        (is_awaited || !source_tags.is_empty()).then(|| PushedLook {
             route: route.name.clone(),
             repository: owner.source.clone(),
-            source_tags: Some(source_tags),
+            source_tags: (!is_awaited).then_some(source_tags),
         })
     }
+}
+
+/// Whether the route's gate asks for scans in production.
+fn is_scanned_there(route: &Route) -> bool {
+    let scan = route.gates.scan.as_ref();
+    scan.is_some_and(|scan| scan.side() == Some(ScanSide::Destination))
 }
 
 /// The source's names of tags in a destination.

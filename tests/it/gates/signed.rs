@@ -74,8 +74,12 @@ impl Cosign {
     }
 
     async fn attest(&self, key: &str, predicate: &str, place: &str) {
+        self.attest_with(key, predicate, &json!({}), place).await;
+    }
+
+    pub(super) async fn attest_with(&self, key: &str, predicate: &str, said: &Value, place: &str) {
         let file = self.folder.path().join("predicate.json");
-        std::fs::write(&file, "{}").expect("a predicate");
+        std::fs::write(&file, said.to_string()).expect("a predicate");
         let file = file.display().to_string();
         let more = ["--type", predicate, "--predicate", &file];
         self.with_key("attest", key, &more, place).await;
@@ -274,7 +278,7 @@ async fn the_index_or_each_of_its_platforms_must_be_signed() {
 }
 
 /// An index of an image and of a child of an unknown platform.
-fn with_unknown_child(image: &Image, child: &Image) -> Image {
+pub(super) fn with_unknown_child(image: &Image, child: &Image) -> Image {
     let mut index = Image::index(&[image.clone(), child.clone()]);
     let root = index.documents.pop().expect("an index has a manifest");
     let mut document: Value = serde_json::from_slice(&root.bytes).unwrap();

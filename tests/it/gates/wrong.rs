@@ -121,6 +121,80 @@ async fn a_wrong_gate_is_named_with_its_key() {
 }
 
 #[tokio::test]
+async fn a_wrong_gate_on_scans_is_named_with_its_key() {
+    let usual = json!({"from": "ecr", "refuse": ["critical", "high"]});
+    let entry = |id: &str, until: &str| json!({"id": id, "until": until, "reason": "unreachable"});
+    for (more, key, text) in [
+        (json!({"from": "inspector"}), "from", "ecr"),
+        (json!({"from": null}), "from", "ecr or attestation"),
+        (json!({"refuse": []}), "refuse", "give 1 to 100"),
+        (json!({"refuse": ["CRITICAL"]}), "refuse[0]", "critical"),
+        (json!({"at": "production"}), "at", "destination"),
+        (
+            json!({"grace": {"low": "1h"}}),
+            "grace.low",
+            "`refuse` does not name",
+        ),
+        (
+            json!({"grace": {"high": "30"}}),
+            "grace.high",
+            "is not a duration",
+        ),
+        (json!({"wait": "0s"}), "wait", "is not between 1s and"),
+        (
+            json!({"ignore": [{"id": "CVE-1"}]}),
+            "ignore[0].until",
+            "is missing",
+        ),
+        (
+            json!({"ignore": [entry("CVE-1", "2026-02-30")]}),
+            "ignore[0].until",
+            "is no day",
+        ),
+        (
+            json!({"ignore": [entry("", "2026-12-31")]}),
+            "ignore[0].id",
+            "1 to 200 characters",
+        ),
+        (
+            json!({"ignore": [entry("CVE-1", "2026-12-31"), entry("CVE-1", "2026-12-30")]}),
+            "ignore[1]",
+            "an entry before it names",
+        ),
+        (
+            json!({"key_file": "/dev/null"}),
+            "key_file",
+            "is not signed",
+        ),
+        (
+            json!({"from": "attestation", "at": "destination"}),
+            "at",
+            "read from staging",
+        ),
+        (
+            json!({"from": "attestation"}),
+            "scan",
+            "needs either `key_file`",
+        ),
+    ] {
+        let mut gate = usual.clone();
+        gate.as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
+        let ferry = Ferry::new(&config(json!({}), json!({"scan": gate})));
+        let said = ferry.run(&["check"]).await.expect(2).said();
+        let place = match key {
+            "scan" => "routes[0].gates.scan:".to_owned(),
+            key => format!("routes[0].gates.scan.{key}"),
+        };
+        assert!(
+            said.contains(&place) && said.contains(text),
+            "{more}: {said}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn check_warns_of_gates_that_a_route_replaces_or_drops() {
     let defaults = json!({"min_age": "24h", "referrers": "application/spdx+json", "window": {"open": "mon-fri"}});
     let gates = json!({"min_age": "off", "window": {"open": "sat"}});

@@ -65,6 +65,7 @@ impl Named {
                         pusher: None,
                         aws: None,
                         may_precede: draw.percent(20),
+                        is_scan: draw.percent(5),
                     },
                     delay,
                 });

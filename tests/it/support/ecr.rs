@@ -19,7 +19,9 @@ use tokio::time::Instant;
 mod control;
 mod data;
 mod parts;
+mod scans;
 
+pub use self::scans::Scanned;
 use super::image::{OCI_MANIFEST, sha256};
 use super::{Client, Gate, Registry};
 
@@ -109,6 +111,8 @@ struct Kept {
     invented: BTreeMap<String, String>,
     /// Blobs that committed manifests refer to.
     committed: BTreeSet<String>,
+    /// The scans of images, by their digests.
+    scans: BTreeMap<String, Scanned>,
 }
 
 #[derive(Default)]

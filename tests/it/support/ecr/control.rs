@@ -9,7 +9,7 @@ use base64::engine::general_purpose::STANDARD;
 use http::{HeaderMap, Request, header};
 use serde_json::{Value, json};
 
-use super::{HOME, Kept, REGION, Refused, Shared, Ways, bytes, reply};
+use super::{HOME, Kept, REGION, Refused, Shared, Ways, bytes, reply, scans};
 
 impl Shared {
     pub(super) async fn control(&self, action: &str, request: Request<Body>) -> Response {
@@ -108,6 +108,10 @@ impl Shared {
                     json!({"imageDetails": [{"imageDigest": kept.tags.get(tag).ok_or("ImageNotFoundException")?, "imageTags": [tag]}]})
                 }
                 Some(kept) => self.images(named, kept, asked, &state.ways),
+            },
+            "DescribeImageScanFindings" => match state.repositories.get(named) {
+                None => return Ok(None),
+                Some(kept) => scans::page(kept, asked, state.ways.page)?,
             },
             "DescribeRepositories" if named.is_empty() => {
                 let all: Vec<Value> = state

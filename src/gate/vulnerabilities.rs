@@ -1,0 +1,493 @@
+//! The findings that a statement of a scanner holds: the predicates of cosign
+//! (<https://github.com/sigstore/cosign/blob/main/specs/COSIGN_VULN_ATTESTATION_SPEC.md>) and of
+//! in-toto (<https://github.com/in-toto/attestation/tree/main/spec/predicates>, vulns).
+//!
+//! | result | known by | a finding is |
+//! |---|---|---|
+//! | of in-toto | a list | `id` with `severity[].score` |
+//! | SARIF | `runs` | a result, with the severity of its rule |
+//! | Grype | `matches` | a match |
+//! | Trivy | `SchemaVersion` | a vulnerability of a result |
+//!
+//! What cannot be read is no scan without findings: it is told in words.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::endpoint::{Finding, FindingsPage, Severity};
+use crate::fault::clip;
+
+/// The predicates that hold a scan.
+pub const PREDICATES: [&str; 3] = [
+    "https://cosign.sigstore.dev/attestation/vuln/v1",
+    "https://in-toto.io/attestation/vulns/v0.1",
+    "https://in-toto.io/attestation/vulns/v0.2",
+];
+
+/// Longest id that is kept, in characters.
+const LONGEST: usize = 200;
+
+#[derive(Deserialize)]
+struct Statement {
+    predicate: Predicate,
+}
+
+/// The specification of cosign has a list of scanners, its program writes one.
+#[derive(Deserialize)]
+struct Predicate {
+    scanner: Option<Scanner>,
+    #[serde(default)]
+    scanners: Vec<Scanner>,
+    metadata: Metadata,
+}
+
+#[derive(Deserialize)]
+struct Scanner {
+    result: Value,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Metadata {
+    scan_finished_on: Timestamp,
+}
+
+/// Reads the scan that an in-toto statement holds. A result that cannot be read is told in the page.
+///
+/// # Errors
+/// Why not even the time of the scan can be read.
+pub fn read(statement: &[u8]) -> Result<FindingsPage, String> {
+    let statement: Statement = serde_json::from_slice(statement).map_err(unreadable)?;
+    let Predicate {
+        scanner,
+        scanners,
+        metadata,
+    } = statement.predicate;
+    let scanned = metadata.scan_finished_on;
+    let scanners: Vec<Scanner> = scanner.into_iter().chain(scanners).collect();
+    let found = match scanners.is_empty() {
+        true => Err("it names no scanner".to_owned()),
+        false => found_by(scanners, scanned),
+    };
+    Ok(FindingsPage {
+        scanned: Some(scanned),
+        unreadable: found.as_ref().err().cloned(),
+        findings: found.unwrap_or_default(),
+        ..FindingsPage::default()
+    })
+}
+
+fn found_by(scanners: Vec<Scanner>, scanned: Timestamp) -> Result<Vec<Finding>, String> {
+    let mut findings = Vec::new();
+    for scanner in scanners {
+        for found in found_in(scanner.result)? {
+            findings.push(found.finding(scanned)?);
+        }
+    }
+    Ok(findings)
+}
+
+fn found_in(result: Value) -> Result<Vec<Found>, String> {
+    let has = |key: &str| result.get(key).is_some();
+    if result.is_array() {
+        let listed: Vec<Listed> = parsed(result)?;
+        return listed.into_iter().map(Listed::found).collect();
+    }
+    if has("runs") {
+        return parsed(result).map(Sarif::found);
+    }
+    if has("matches") {
+        return parsed(result).map(Grype::found);
+    }
+    if has("SchemaVersion") {
+        return parsed(result).map(Trivy::found);
+    }
+    Err("its result is of no scanner that is known".into())
+}
+
+fn parsed<T: for<'de> Deserialize<'de>>(result: Value) -> Result<T, String> {
+    serde_json::from_value(result).map_err(unreadable)
+}
+
+fn unreadable(error: serde_json::Error) -> String {
+    format!("its scan cannot be read: {}", clip(&error.to_string(), 200))
+}
+
+/// A finding as its scanner says it.
+struct Found {
+    id: String,
+    /// A word, or a score of CVSS.
+    severity: Option<String>,
+    since: Option<Timestamp>,
+}
+
+impl Found {
+    /// A finding without a date of its own counts from the end of the scan.
+    fn finding(self, scanned: Timestamp) -> Result<Finding, String> {
+        let id = clip(&self.id, LONGEST);
+        let severity = match self.severity {
+            Some(word) => severity(&word)
+                .ok_or_else(|| format!("{id} has the severity {}", clip(&word, 40)))?,
+            None => Severity::Undefined,
+        };
+        Ok(Finding {
+            id,
+            severity,
+            since: self.since.or(Some(scanned)),
+        })
+    }
+}
+
+/// The severity of a scanner's word or of a score.
+fn severity(text: &str) -> Option<Severity> {
+    let word = text.trim().to_ascii_lowercase();
+    match &*word {
+        "unknown" | "" => Some(Severity::Undefined),
+        "negligible" | "none" => Some(Severity::Informational),
+        "moderate" => Some(Severity::Medium),
+        _ => Severity::of(&word).or_else(|| scored(word.parse().ok()?)),
+    }
+}
+
+/// <https://www.first.org/cvss/v3-1/specification-document>, section 5.
+fn scored(score: f64) -> Option<Severity> {
+    match score {
+        9.0..=10.0 => Some(Severity::Critical),
+        7.0..9.0 => Some(Severity::High),
+        4.0..7.0 => Some(Severity::Medium),
+        0.1..4.0 => Some(Severity::Low),
+        0.0..0.1 => Some(Severity::Informational),
+        _ => None,
+    }
+}
+
+/// A finding in a result of in-toto. The text of version 0.1 has it in `vulnerability`, the example
+/// of it has not.
+#[derive(Deserialize)]
+struct Listed {
+    vulnerability: Option<Scored>,
+    #[serde(flatten)]
+    itself: Option<Scored>,
+}
+
+#[derive(Deserialize)]
+struct Scored {
+    id: String,
+    #[serde(default)]
+    severity: Vec<Score>,
+}
+
+#[derive(Deserialize)]
+struct Score {
+    score: Value,
+}
+
+impl Listed {
+    /// Several methods may have scored it: the worst counts.
+    fn found(self) -> Result<Found, String> {
+        let scored = self.vulnerability.or(self.itself);
+        let scored = scored.ok_or("a finding of it has no id")?;
+        let scores = scored.severity.iter().map(|one| match &one.score {
+            Value::String(text) => text.clone(),
+            other => other.to_string(),
+        });
+        Ok(Found {
+            severity: scores.min_by_key(|text| severity(text)),
+            id: scored.id,
+            since: None,
+        })
+    }
+}
+
+#[derive(Deserialize)]
+struct Grype {
+    matches: Vec<Match>,
+}
+
+#[derive(Deserialize)]
+struct Match {
+    vulnerability: Matched,
+}
+
+#[derive(Deserialize)]
+struct Matched {
+    id: String,
+    severity: Option<String>,
+}
+
+impl Grype {
+    fn found(self) -> Vec<Found> {
+        let matched = self.matches.into_iter().map(|one| Found {
+            id: one.vulnerability.id,
+            severity: one.vulnerability.severity,
+            since: None,
+        });
+        matched.collect()
+    }
+}
+
+/// A scan without findings has no results.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Trivy {
+    results: Option<Vec<TrivyResult>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct TrivyResult {
+    vulnerabilities: Option<Vec<Vulnerability>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Vulnerability {
+    #[serde(rename = "VulnerabilityID")]
+    id: String,
+    severity: Option<String>,
+    published_date: Option<Timestamp>,
+}
+
+impl Trivy {
+    fn found(self) -> Vec<Found> {
+        let results = self.results.into_iter().flatten();
+        let all = results.flat_map(|one| one.vulnerabilities.into_iter().flatten());
+        let found = all.map(|one| Found {
+            id: one.id,
+            severity: one.severity,
+            since: one.published_date,
+        });
+        found.collect()
+    }
+}
+
+/// <https://docs.oasis-open.org/sarif/sarif/v2.1.0/sarif-v2.1.0.html>. A run without `results` has
+/// not looked for any.
+#[derive(Deserialize)]
+struct Sarif {
+    runs: Vec<Run>,
+}
+
+#[derive(Deserialize)]
+struct Run {
+    tool: Tool,
+    results: Vec<SarifResult>,
+}
+
+#[derive(Deserialize)]
+struct Tool {
+    driver: Driver,
+}
+
+#[derive(Deserialize)]
+struct Driver {
+    #[serde(default)]
+    rules: Vec<Rule>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Rule {
+    id: String,
+    #[serde(default)]
+    default_configuration: DefaultConfiguration,
+    #[serde(default)]
+    properties: BTreeMap<String, Value>,
+}
+
+#[derive(Default, Deserialize)]
+struct DefaultConfiguration {
+    level: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct SarifResult {
+    rule_id: Option<String>,
+    rule_index: Option<usize>,
+    level: Option<String>,
+}
+
+impl Sarif {
+    fn found(self) -> Vec<Found> {
+        self.runs.into_iter().flat_map(Run::found).collect()
+    }
+}
+
+impl Run {
+    fn found(self) -> Vec<Found> {
+        let rules = self.tool.driver.rules;
+        let by_id: BTreeMap<&str, &Rule> = rules.iter().map(|rule| (&*rule.id, rule)).collect();
+        let found = self.results.into_iter().map(|result| {
+            let indexed = result.rule_index.and_then(|index| rules.get(index));
+            let named = result
+                .rule_id
+                .as_deref()
+                .and_then(|id| by_id.get(id).copied());
+            let rule = named.or(indexed);
+            let id = result.rule_id.clone().or(rule.map(|rule| rule.id.clone()));
+            Found {
+                id: id.unwrap_or_else(|| "a finding without a name".into()),
+                severity: Some(sarif_severity(rule, result.level.as_deref())),
+                since: None,
+            }
+        });
+        found.collect()
+    }
+}
+
+/// By the score of the rule, else by its level, else by that of the result.
+fn sarif_severity(rule: Option<&Rule>, level: Option<&str>) -> String {
+    let score = rule.and_then(|rule| match rule.properties.get("security-severity")? {
+        Value::String(score) => Some(score.clone()),
+        score => Some(score.to_string()),
+    });
+    let default = rule.and_then(|rule| rule.default_configuration.level.as_deref());
+    score.unwrap_or_else(|| {
+        // The default of the format is a warning.
+        match default.or(level).unwrap_or("warning") {
+            "error" => "high",
+            "warning" => "medium",
+            "note" => "low",
+            "none" => "informational",
+            other => other,
+        }
+        .into()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    const FINISHED: &str = "2026-11-01T00:00:00Z";
+
+    fn page(result: Value) -> FindingsPage {
+        let predicate =
+            json!({"scanner": {"result": result}, "metadata": {"scanFinishedOn": FINISHED}});
+        read(json!({"predicate": predicate}).to_string().as_bytes()).unwrap()
+    }
+
+    fn found(result: Value) -> Vec<(String, Severity)> {
+        let page = page(result);
+        assert_eq!(page.unreadable, None);
+        let findings = page.findings.into_iter();
+        findings.map(|one| (one.id, one.severity)).collect()
+    }
+
+    fn sarif(rules: Value, results: Value) -> Value {
+        json!({"runs": [{"tool": {"driver": {"rules": rules}}, "results": results}]})
+    }
+
+    #[test]
+    fn the_words_and_scores_of_each_scanner_are_severities() {
+        let trivy = |severity: Value| {
+            let one = json!({"VulnerabilityID": "CVE-1", "Severity": severity});
+            json!({"SchemaVersion": 2, "Results": [{"Vulnerabilities": null}, {"Vulnerabilities": [one]}]})
+        };
+        let grype = |severity: &str| json!({"matches": [{"vulnerability": {"id": "CVE-1", "severity": severity}}]});
+        let listed = |scores: &[&str]| {
+            let scores: Vec<Value> = scores.iter().map(|score| json!({"score": score})).collect();
+            json!([{"id": "CVE-1", "severity": scores}])
+        };
+        let rule = |level: &str, score: Value| {
+            json!({"id": "CVE-1", "defaultConfiguration": {"level": level},
+                "properties": {"security-severity": score}})
+        };
+        let result = json!([{"ruleId": "CVE-1", "level": "error"}]);
+        let unscored = json!([{"id": "CVE-1", "defaultConfiguration": {"level": "note"}}]);
+        for (document, expected) in [
+            (trivy(json!("CRITICAL")), Severity::Critical),
+            (trivy(json!("UNKNOWN")), Severity::Undefined),
+            (trivy(Value::Null), Severity::Undefined),
+            (grype("High"), Severity::High),
+            (grype("Negligible"), Severity::Informational),
+            (listed(&["medium", "5.2"]), Severity::Medium),
+            (listed(&["low", "9.8"]), Severity::Critical),
+            (listed(&["0.0"]), Severity::Informational),
+            (listed(&[]), Severity::Undefined),
+            (
+                json!([{"vulnerability": {"id": "CVE-1", "severity": [{"score": "high"}]}}]),
+                Severity::High,
+            ),
+            (
+                sarif(json!([rule("note", json!("9.0"))]), result.clone()),
+                Severity::Critical,
+            ),
+            (
+                sarif(json!([rule("note", json!(7.1))]), result.clone()),
+                Severity::High,
+            ),
+            (sarif(unscored, result.clone()), Severity::Low),
+            (sarif(json!([]), result), Severity::High),
+            (
+                sarif(
+                    json!([rule("none", json!("4.0"))]),
+                    json!([{"ruleIndex": 0}]),
+                ),
+                Severity::Medium,
+            ),
+        ] {
+            let shown = document.to_string();
+            assert_eq!(found(document), [("CVE-1".to_owned(), expected)], "{shown}");
+        }
+    }
+
+    #[test]
+    fn a_scan_that_found_nothing_is_told_from_one_that_cannot_be_read() {
+        for empty in [
+            json!([]),
+            json!({"matches": []}),
+            json!({"SchemaVersion": 2, "ArtifactName": "app"}),
+            sarif(json!([]), json!([])),
+        ] {
+            assert_eq!(found(empty), []);
+        }
+        for bad in [
+            json!({}),
+            json!("clean"),
+            Value::Null,
+            json!({"runs": [{"tool": {"driver": {}}}]}),
+            json!({"runs": [{"tool": {"driver": {}}, "results": null}]}),
+            json!({"matches": [{"vulnerability": {"id": "CVE-1", "severity": "Awful"}}]}),
+            json!([{"severity": []}]),
+            json!([{"id": "CVE-1", "severity": [{"score": "low"}, {"score": "CVSS:3.1/AV:N"}]}]),
+            json!([{"id": "CVE-1", "severity": [{"score": "11"}]}]),
+        ] {
+            let shown = bad.to_string();
+            assert!(page(bad).unreadable.is_some(), "{shown}");
+        }
+    }
+
+    #[test]
+    fn a_scan_of_no_time_is_no_scan() {
+        for bad in [
+            json!({"predicate": {"scanner": {"result": []}}}),
+            json!({"predicate": {"scanner": {"result": []}, "metadata": {"scanFinishedOn": "today"}}}),
+            json!({}),
+        ] {
+            assert!(read(bad.to_string().as_bytes()).is_err(), "{bad}");
+        }
+        let unscanned = json!({"predicate": {"metadata": {"scanFinishedOn": FINISHED}}});
+        let page = read(unscanned.to_string().as_bytes()).unwrap();
+        assert!(page.unreadable.is_some(), "it names no scanner");
+    }
+
+    #[test]
+    fn a_finding_is_as_old_as_its_publication_or_its_scan() {
+        let one = json!({"VulnerabilityID": "CVE-1", "Severity": "LOW", "PublishedDate": "2026-01-01T00:00:00Z"});
+        let two = json!({"VulnerabilityID": "CVE-2", "Severity": "LOW"});
+        let trivy = json!({"SchemaVersion": 2, "Results": [{"Vulnerabilities": [one, two]}]});
+        let findings = page(trivy).findings;
+        let since = findings.iter().map(|one| one.since.unwrap().to_string());
+        assert_eq!(
+            since.collect::<Vec<_>>(),
+            ["2026-01-01T00:00:00Z", FINISHED]
+        );
+    }
+}
