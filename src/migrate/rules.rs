@@ -56,6 +56,9 @@ pub(super) fn range(text: &str) -> Result<Ranged, String> {
     let mut alternatives = Vec::new();
     for alternative in text.split("||") {
         let words = joined(alternative);
+        if words.is_empty() {
+            return Err("is empty".into());
+        }
         let (without, with): (Vec<String>, Vec<String>) =
             words.into_iter().partition(|word| word.starts_with('!'));
         for word in without {
@@ -108,6 +111,8 @@ fn joined(text: &str) -> Vec<String> {
         words.push(format!("{spelled}{}", version.trim_start_matches('v')));
         operator.clear();
     }
+    // An operator without its version is no range.
+    words.extend(Some(operator).filter(|operator| !operator.is_empty()));
     words
 }
 
@@ -239,7 +244,7 @@ mod tests {
         assert_eq!(ranged.include, "semver:>=1.0.0");
         assert_eq!(ranged.exclude, ["semver:=1.3.2", "semver:=1.3.4"]);
         for bad in ["", ">=one", "!1.0.0 || 2.0.0", ">="] {
-            assert!(range(bad).is_err() || bad.is_empty(), "{bad}");
+            assert!(range(bad).is_err(), "{bad}");
         }
     }
 

@@ -247,10 +247,10 @@ impl Shell {
     }
 }
 
-/// Words of the grammar that stand before a command.
+/// Words of the grammar that stand before a command, or alone.
 fn is_lead_in(word: &Word) -> bool {
-    const LEAD_INS: [&str; 11] = [
-        "do", "then", "else", "if", "while", "!", "{", "(", "sudo", "time", "exec",
+    const LEAD_INS: [&str; 13] = [
+        "do", "done", "then", "else", "fi", "if", "while", "!", "{", "(", "sudo", "time", "exec",
     ];
     word.known().is_some_and(|text| LEAD_INS.contains(&text))
 }
