@@ -36,6 +36,8 @@ pub struct Findings<'a> {
     in_grace: BTreeSet<String>,
     /// When the first grace or the first exception ends.
     until: Option<Timestamp>,
+    /// Whether a finding has a grace or an exception, ended or not.
+    is_timed: bool,
     /// Images without findings yet, with the scanner's word for it.
     pending: Vec<(Digest, String)>,
     /// Why there are none that could be judged.
@@ -78,6 +80,7 @@ impl<'a> Findings<'a> {
             ignored: BTreeSet::new(),
             in_grace: BTreeSet::new(),
             until: None,
+            is_timed: false,
             pending: Vec::new(),
             refused: None,
             statements: Vec::new(),
@@ -149,11 +152,18 @@ impl<'a> Findings<'a> {
         }
         let ignored = self.gate.ignore.get(&finding.id);
         let ignored = ignored.map(|ignored| ignored.until);
+        let grace = self.grace_of(&finding);
+        let is_timed = ignored.is_some() || grace.is_some();
+        self.is_timed |= is_timed;
+        if is_timed && self.time.is_skewed() {
+            // Whether it has ended cannot be told.
+            return;
+        }
         if let Some(until) = ignored.filter(|until| *until > self.time.now) {
             add_bounded(&mut self.ignored, finding.id);
             return self.note_end(until);
         }
-        match self.grace_of(&finding).filter(|end| *end > self.time.now) {
+        match grace.filter(|end| *end > self.time.now) {
             Some(end) => {
                 add_bounded(&mut self.in_grace, finding.id);
                 self.note_end(end);
@@ -196,7 +206,7 @@ impl<'a> Findings<'a> {
         if self.is_pending() {
             return self.wait(since, evidence);
         }
-        let is_timed = self.until.is_some();
+        let is_timed = self.is_timed;
         if let Some(skewed) = self.time.skewed(GateKind::Scan).filter(|_| is_timed) {
             return skewed;
         }
@@ -375,6 +385,44 @@ mod tests {
         }
         assert_eq!(usize::from(asked), NAMED);
         assert_eq!(findings.judge(None).verdict, Verdict::Wait);
+    }
+
+    /// A clock that was two days ahead refused what an exception still let pass.
+    #[test]
+    fn nothing_that_is_let_pass_for_a_while_ends_by_a_clock_that_is_off() {
+        let ended = crate::job::Ignored {
+            until: "2026-11-30T00:00:00Z".parse().unwrap(),
+            reason: "unreachable".into(),
+        };
+        let ahead = Some(SignedDuration::from_hours(48));
+        let found = |id: &str| Finding {
+            id: id.into(),
+            severity: Severity::Critical,
+            since: "2026-11-01T00:00:00Z".parse().ok(),
+        };
+        let ignoring = Scan {
+            ignore: BTreeMap::from([("CVE-1".to_owned(), ended)]),
+            ..gate()
+        };
+        let gracious = Scan {
+            grace: BTreeMap::from([(Severity::Critical, Duration::from_secs(3600))]),
+            ..gate()
+        };
+        for (gate, id, skew, expected) in [
+            (&ignoring, "CVE-1", ahead, Verdict::Wait),
+            (&ignoring, "CVE-1", None, Verdict::Refuse),
+            (&ignoring, "CVE-2", ahead, Verdict::Refuse),
+            (&gracious, "CVE-1", ahead, Verdict::Wait),
+            (&gracious, "CVE-1", None, Verdict::Refuse),
+        ] {
+            let mut findings = Findings::new(gate, at("2026-12-01T12:00:00Z", skew));
+            let page = FindingsPage {
+                findings: vec![found(id)],
+                ..FindingsPage::default()
+            };
+            findings.add(Digest::sha256(b"image"), "ecr", ScanAnswer::Findings(page));
+            assert_eq!(findings.judge(None).verdict, expected, "{id} {skew:?}");
+        }
     }
 
     #[test]

@@ -42,6 +42,11 @@ impl Signed {
         }
     }
 
+    /// Whether a statement was not looked into: there are too many, or it is too large.
+    pub fn has_unread(&self) -> bool {
+        self.left_out > 0 || self.bundles.iter().any(|bundle| bundle.is_left_out)
+    }
+
     /// The statements of a signer with one of these predicates, each with what the ledger keeps of
     /// it.
     pub fn statements_of(&self, signer: &Signer, predicates: &[&str]) -> Vec<(Digest, Value)> {
@@ -78,6 +83,8 @@ pub struct Examined {
     pub by: Arc<[Signer]>,
     /// What each of them came to, in their order.
     results: Arc<[Result<Verified, String>]>,
+    /// Whether it was not looked into.
+    is_left_out: bool,
 }
 
 impl Examined {
@@ -96,6 +103,7 @@ impl Examined {
             statement: called,
             by: signers.clone(),
             results: results.collect(),
+            is_left_out: false,
         }
     }
 
@@ -105,6 +113,7 @@ impl Examined {
             statement: called,
             by: signers.clone(),
             results: signers.iter().map(|_| Err(why.to_owned())).collect(),
+            is_left_out: true,
         }
     }
 

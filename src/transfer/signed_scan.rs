@@ -49,8 +49,9 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             let page = self.scan_in(statement, signed.subject).await?;
             scans.push(SignedScan { evidence, page });
         }
-        if signed.left_out > 0 {
-            let page = Err("the newest scan may be left out: there are too many statements".into());
+        if signed.has_unread() {
+            let why = "the newest scan may be among the statements that are left out";
+            let page = Err(why.into());
             let evidence = serde_json::Value::Null;
             scans.push(SignedScan { evidence, page });
         }

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use super::signed::{Cosign, assert_promoted, place};
 use super::{stage, verdicts};
 use crate::ecr::merged;
+use crate::support::image::noise;
 use crate::support::*;
 
 const COSIGN: &str = "vuln";
@@ -115,6 +116,22 @@ async fn a_result_that_cannot_be_read_lets_nothing_pass() {
         .attest_with("ours", IN_TOTO, &scan(4, json!([])), &at)
         .await;
     assert_promoted(&stage, &image).await;
+}
+
+/// A newer scan that was too large to be read was left out, and the clean one before it passed.
+#[tokio::test]
+async fn a_statement_that_is_left_out_may_be_the_newest_scan() {
+    const BUNDLE: &str = "application/vnd.dev.sigstore.bundle.v0.3+json";
+    let (stage, cosign) = bench(json!({})).await;
+    let image = Image::oci(1, &[1000]);
+    stage.push().push("app", "v1", &image).await;
+    let large = Blob::new(BUNDLE, noise(1, (16 << 20) + 1));
+    let large = Image::referrer_of(&image, BUNDLE, large);
+    super::attach(&stage, &image, &[&large]).await;
+    let clean = scan(1, trivy(&[]));
+    let at = place(&stage, &image);
+    cosign.attest_with("ours", COSIGN, &clean, &at).await;
+    assert_kept(&stage, &image, "wait", "statements that are left out").await;
 }
 
 #[tokio::test]
