@@ -21,13 +21,17 @@
 //! callers), [`telemetry`] (logs), [`metrics`] (series that end), [`clock`] (the time of day),
 //! [`random`], [`backoff`] (waits that double), [`token_bucket`] (a rate), [`tls`] (of the
 //! listener), [`week`] (hours of the week), [`user`] (the names of users), [`glob`] (patterns of
-//! identities) and [`body`] (bounded answers).
+//! identities), [`body`] (bounded answers) and [`byte_threads`] (what carries large bodies).
+
+// The futures of commands nest deeper than the usual limit of the compiler.
+#![recursion_limit = "256"]
 
 pub mod admin;
 pub mod aws;
 pub mod backend;
 pub mod backoff;
 pub mod body;
+pub mod byte_threads;
 pub mod cli;
 pub mod clock;
 pub mod commands;

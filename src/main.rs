@@ -1,5 +1,8 @@
 //! The program: arguments, runtime, exit code. Everything else is in the library.
 
+// The futures of commands nest deeper than the usual limit of the compiler.
+#![recursion_limit = "256"]
+
 use std::process::ExitCode;
 use std::time::Duration;
 

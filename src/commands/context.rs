@@ -11,6 +11,7 @@ use super::directory::{Directory, Side};
 use super::guards::{Ends, Guards};
 use super::reference::Named;
 use crate::backend::{Backend, Repository};
+use crate::byte_threads;
 use crate::config::Config;
 use crate::endpoint::Repositories as _;
 use crate::job::{Progress, Settled};
@@ -51,6 +52,8 @@ impl Context {
             (None, Some(config)) => stores_of(config, dry_run, destinations).await?,
             (None, None) => stores(None, dry_run)?,
         };
+        let threads = config.map_or_else(byte_threads::usual, |config| config.daemon.threads);
+        let parts = parts.on_threads(threads);
         let audit_file = config.and_then(|config| config.daemon.audit_file.as_deref());
         let audit = match &lock {
             Some(_) => parts.start_audit(audit_file).await?,

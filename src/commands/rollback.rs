@@ -54,6 +54,7 @@ pub async fn roll_back(
     stop: CancellationToken,
 ) -> Result<Result<Numbered, Undecided>, Error> {
     let (_lock, parts) = stores(Some(&config.daemon.state), false)?;
+    let parts = parts.on_threads(config.daemon.threads);
     let audit_file = config.daemon.audit_file.as_deref();
     let audit = parts.start_audit(audit_file).await?;
     let topology = parts.topology(config, None)?;

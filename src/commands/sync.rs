@@ -27,6 +27,7 @@ pub async fn sync(
     stop: CancellationToken,
 ) -> Result<Report, Error> {
     let (_lock, parts) = stores(Some(&config.daemon.state), options.dry_run)?;
+    let parts = parts.on_threads(config.daemon.threads);
     let audit_file = config.daemon.audit_file.as_deref();
     let audit = match options.dry_run {
         true => None,

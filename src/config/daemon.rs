@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::num::NonZeroUsize;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,9 +11,12 @@ use super::Env;
 use super::keys::keys;
 use super::problem::complaint;
 use super::section::{Item, optional};
+use super::shapes::Number;
 use super::tokens::{self, TokenOfApi, of_secret_file};
 use super::units::duration_within;
 use crate::admin::Token;
+use crate::byte_threads;
+use crate::byte_threads::MOST as MOST_THREADS;
 use crate::tls::{Identity, TlsFiles};
 
 /// Longest time between two looks.
@@ -34,6 +38,9 @@ keys! {
         verify: Option<String>,
         /// Time for running transfers to reach a checkpoint at shutdown. Default: 30s.
         grace: Option<String>,
+        /// Threads that move bytes, 1 to 64; 1: no thread beside the main one. Default: as many as the
+        /// machine has processors, at most 8.
+        threads: Option<Number>,
         /// How long the ledger keeps the texts of rows that are no promotions. Default: 8760h.
         retention: Option<String>,
         /// File to which each row of the ledger is written as a line of JSON. Default: none.
@@ -70,6 +77,8 @@ pub struct Daemon {
     pub verify: Duration,
     /// Time for running transfers to reach a checkpoint at shutdown.
     pub grace: Duration,
+    /// Threads that move bytes; one is the main thread itself.
+    pub threads: NonZeroUsize,
     /// How long the ledger keeps the texts of rows that are no promotions.
     pub retention: Duration,
     /// Where each row of the ledger becomes a line.
@@ -94,6 +103,7 @@ pub(super) fn read(item: Option<Item<'_>>, root: &Item<'_>) -> Option<Daemon> {
     let poll = optional(&keys.poll, |item| item.parse(poll));
     let verify = optional(&keys.verify, |item| item.parse(interval));
     let grace = optional(&keys.grace, |item| item.parse(grace));
+    let threads = optional(&keys.threads, |item| item.parse(threads));
     let retention = optional(&keys.retention, |item| item.parse(retention));
     let audit_file = optional(&keys.audit_file, Item::path);
     let tls = optional(&keys.tls, tls);
@@ -107,6 +117,7 @@ pub(super) fn read(item: Option<Item<'_>>, root: &Item<'_>) -> Option<Daemon> {
         poll: poll?.unwrap_or(Some(Duration::from_secs(60))),
         verify: verify?.unwrap_or(Duration::from_secs(3600)),
         grace: grace?.unwrap_or(Duration::from_secs(30)),
+        threads: threads?.unwrap_or_else(byte_threads::usual),
         retention: retention?.unwrap_or(YEAR),
         audit_file: audit_file?,
         tokens: secret
@@ -156,6 +167,12 @@ fn interval(text: &str) -> Result<Duration, String> {
 
 fn grace(text: &str) -> Result<Duration, String> {
     duration_within(text, Duration::ZERO, Duration::from_secs(3600))
+}
+
+fn threads(text: &str) -> Result<NonZeroUsize, String> {
+    let number = text.trim().parse::<NonZeroUsize>();
+    let number = number.ok().filter(|number| number.get() <= MOST_THREADS);
+    number.ok_or_else(|| complaint(text, &format!("is not a number from 1 to {MOST_THREADS}")))
 }
 
 fn retention(text: &str) -> Result<Duration, String> {

@@ -13,6 +13,7 @@ mod queues;
 mod why;
 
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -101,7 +102,7 @@ pub async fn run(
     let look_signals = crate::watch::signal::listen().map_err(Error::Signals)?;
     let config = load()?;
     let lock = StateLock::acquire(&config.daemon.state)?;
-    let parts = Parts::open(&lock)?;
+    let parts = Parts::open(&lock)?.on_threads(config.daemon.threads);
     parts.ledger.in_force().await.map_err(Error::Ledger)?;
     let audit = parts
         .start_audit(config.daemon.audit_file.as_deref())
@@ -205,6 +206,8 @@ struct Running {
     server_stop: CancellationToken,
     /// How long the ledger keeps texts.
     retention: channel::Sender<Duration>,
+    /// The threads that move bytes.
+    threads: NonZeroUsize,
     /// What the sockets were bound with; the tokens are those that the server goes by.
     served: admin::Settings,
     /// Cancelled when the state folder is gone for good.
@@ -268,6 +271,7 @@ impl Running {
         server.spawn(bound.serve(services, server_stop.clone()));
         let running = Running {
             parts,
+            threads: config.daemon.threads,
             config,
             topology: sender,
             board,
@@ -408,9 +412,12 @@ impl Running {
     fn adopt(&mut self, config: Config, topology: Topology, before: &Topology) {
         let audits_elsewhere = config.daemon.audit_file != self.config.daemon.audit_file;
         let audit = audits_elsewhere.then_some("audit_file");
+        let has_other_threads = config.daemon.threads != self.threads;
+        let threads = has_other_threads.then_some("threads");
         for what in needs_restart(&config, &self.served)
             .into_iter()
             .chain(audit)
+            .chain(threads)
         {
             tracing::warn!(
                 setting = what,

@@ -6,6 +6,7 @@ mod neighbours;
 mod state_health;
 
 use std::collections::{BTreeMap, HashSet};
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use self::decisions::DecisionMetrics;
 use self::metrics::{StoreMetrics, build_info};
 use crate::backend::Backend;
+use crate::byte_threads::ByteThreads;
 use crate::config::{self, Config, RegistryKind};
 use crate::ecr;
 use crate::endpoint::Repositories as _;
@@ -160,6 +162,30 @@ impl Parts {
             decided,
             engine,
         })
+    }
+
+    /// The same parts with so many threads that move bytes. For parts that nothing uses yet.
+    pub(crate) fn on_threads(self, threads: NonZeroUsize) -> Parts {
+        let at_once = limits::bodies_at_once(threads);
+        let permits = limits::Permits {
+            bodies: at_once,
+            ..limits::Permits::default()
+        };
+        let limits = Limits::new(permits);
+        let mut settings = self.engine.settings;
+        settings.bounds.blobs = at_once;
+        let engine = Engine::new(
+            settings,
+            self.index.clone(),
+            self.ledger.clone(),
+            limits.clone(),
+            self.transfer.clone(),
+        );
+        Parts {
+            limits,
+            engine: engine.on_threads(ByteThreads::new(threads)),
+            ..self
+        }
     }
 
     /// The topology of a config. Tokens of routes that `before` had as well are kept, unless they
@@ -412,6 +438,7 @@ impl Parts {
             engine,
             ..
         } = self;
+        engine.end_threads().await;
         drop(engine);
         index.close().await;
         ledger.close().await;

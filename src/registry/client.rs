@@ -4,6 +4,9 @@
 //! connection for each body is faster than many bodies on one. `foreign` goes where answers lead:
 //! it never holds the registry's client certificate. None follows redirects, keeps cookies, or
 //! decompresses.
+//!
+//! A connection belongs to the thread that opened it. Each byte thread has a `blob` and a `foreign`
+//! of its own, built when it first needs one.
 
 use std::fmt::Formatter;
 use std::sync::Arc;
@@ -16,6 +19,8 @@ use url::Url;
 
 use super::Deadlines;
 use super::redirect::{AddressGuard, HostKind, Resolver, Resolves};
+use crate::byte_threads;
+use crate::byte_threads::MOST;
 use crate::fault::Fault;
 
 /// The certificates to trust, and the client certificate to present.
@@ -48,8 +53,12 @@ pub(super) enum ClientKind {
 /// The clients of one registry.
 pub(super) struct Clients {
     pub(super) api: Client,
+    /// Of the deciding thread.
     blob: Client,
-    foreign: OnceCell<Client>,
+    /// Of the byte threads, by their numbers less one.
+    blobs: [OnceCell<Client>; MOST],
+    /// Of all threads; the first is the deciding one.
+    foreign: [OnceCell<Client>; MOST + 1],
     config: ClientConfig,
 }
 
@@ -87,27 +96,34 @@ impl Clients {
             (Err(_), true) if url.scheme() == "http" => config.api(false),
             (built, _) => built,
         };
-        let blob = config
-            .blob(url.scheme() == "https")
-            .map_err(|error| config.fault(error))?;
+        let blob = config.own_blob().map_err(|error| config.fault(error))?;
         Ok(Clients {
             api: api.map_err(|error| config.fault(error))?,
             blob,
-            foreign: OnceCell::new(),
+            blobs: [const { OnceCell::const_new() }; MOST],
+            foreign: [const { OnceCell::const_new() }; MOST + 1],
             config,
         })
     }
 
-    /// The client for an address.
+    /// The client of this thread for an address.
     pub(super) async fn of(
         &self,
         host_kind: HostKind,
         client_kind: ClientKind,
     ) -> Result<&Client, Fault> {
-        match (host_kind, client_kind) {
-            (HostKind::Own, ClientKind::Api) => Ok(&self.api),
-            (HostKind::Own, ClientKind::Blob) => Ok(&self.blob),
-            (HostKind::Foreign, _) => self.foreign.get_or_try_init(|| self.config.foreign()).await,
+        let thread = byte_threads::current();
+        match (host_kind, client_kind, thread.checked_sub(1)) {
+            (HostKind::Own, ClientKind::Api, _) => Ok(&self.api),
+            (HostKind::Own, ClientKind::Blob, None) => Ok(&self.blob),
+            (HostKind::Own, ClientKind::Blob, Some(byte_thread)) => {
+                let built = || self.config.built(ClientConfig::own_blob);
+                self.blobs[byte_thread].get_or_try_init(built).await
+            }
+            (HostKind::Foreign, _, _) => {
+                let built = || self.config.built(ClientConfig::foreign);
+                self.foreign[thread].get_or_try_init(built).await
+            }
         }
     }
 }
@@ -183,23 +199,28 @@ impl ClientConfig {
             .build()
     }
 
-    fn blob(&self, trusting: bool) -> reqwest::Result<Client> {
+    fn own_blob(&self) -> reqwest::Result<Client> {
+        let trusting = self.url.scheme() == "https";
         self.known(trusting).http1_only().build()
     }
 
-    /// Loads the system's certificates from disk, hence beside the runtime.
-    async fn foreign(&self) -> Result<Client, Fault> {
-        let config = self.clone();
-        let built = tokio::task::spawn_blocking(move || {
-            let trusting = config.base(true, Resolves::Foreign).http1_only().build();
-            match trusting {
-                Err(_) if config.url.scheme() == "http" => {
-                    config.base(false, Resolves::Foreign).http1_only().build()
-                }
-                built => built,
+    fn foreign(&self) -> reqwest::Result<Client> {
+        let trusting = self.base(true, Resolves::Foreign).http1_only().build();
+        match trusting {
+            Err(_) if self.url.scheme() == "http" => {
+                self.base(false, Resolves::Foreign).http1_only().build()
             }
-        });
-        let built = built
+            built => built,
+        }
+    }
+
+    /// Loads the system's certificates from disk, hence beside the runtime.
+    async fn built(
+        &self,
+        build: impl FnOnce(&ClientConfig) -> reqwest::Result<Client> + Send + 'static,
+    ) -> Result<Client, Fault> {
+        let config = self.clone();
+        let built = tokio::task::spawn_blocking(move || build(&config))
             .await
             .map_err(|error| Fault::retryable("the HTTP client was not built").because(error))?;
         built.map_err(|error| self.fault(error))

@@ -27,6 +27,7 @@ pub mod metrics;
 pub mod moves;
 mod name;
 mod newest;
+mod opening;
 mod pace;
 pub mod pages;
 pub mod plan;
@@ -88,6 +89,7 @@ pub use self::settle::Settle;
 use self::statements::Statements;
 use self::suspended::SuspendedNames;
 use self::verdict::KnownContents;
+use crate::byte_threads::ByteThreads;
 use crate::clock;
 use crate::endpoint::{Destination, Origin, Source, Tally};
 use crate::fault::{Class, Fault};
@@ -143,6 +145,7 @@ pub struct Engine {
     pub limits: Limits,
     /// Metrics.
     pub metrics: Metrics,
+    threads: ByteThreads,
     /// Pushes before this time do not count towards the time to production.
     started: Timestamp,
     claims: Claims,
@@ -188,6 +191,7 @@ impl Engine {
             ledger,
             limits,
             metrics,
+            threads: ByteThreads::default(),
             started: clock::now(),
             claims: Claims::default(),
             absent: Absent::default(),
@@ -206,6 +210,16 @@ impl Engine {
             statements: Statements::default(),
             sets: SetMembers::default(),
         }
+    }
+
+    /// The same engine with threads that move the bytes.
+    pub fn on_threads(self, threads: ByteThreads) -> Engine {
+        Engine { threads, ..self }
+    }
+
+    /// Ends the threads that move the bytes, once no job runs.
+    pub async fn end_threads(&self) {
+        self.threads.end().await;
     }
 
     /// Whether no job holds or waits for a permit or a claim.

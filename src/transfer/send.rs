@@ -5,22 +5,35 @@
 
 use std::collections::VecDeque;
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt as _;
 use tokio::sync::mpsc;
 
 use super::Promotion;
+use super::admission::BodyPermit;
 use super::limits::RequestClass;
 use super::resume::{Cut, UploadState};
 use super::stall::{self, Wait, Watch};
 use super::verify::{Checkpoint, VerifiedBlob};
+use crate::byte_threads::ByteThread;
 use crate::endpoint::{Destination, Offset, Sent, Source, Upload, UploadStyle};
 use crate::fault::{Class, Fault};
 use crate::oci::Descriptor;
 
+/// One attempt to send a blob: what is sent, where, and by which right.
+pub(super) struct Attempt {
+    pub(super) verified: VerifiedBlob,
+    /// Its requests run there, from the first byte to the last.
+    pub(super) thread: ByteThread,
+    /// Each request holds it until it has ended on its thread, also when the job is dropped.
+    pub(super) permit: Arc<BodyPermit>,
+}
+
 /// The state shared by the requests of one attempt.
 struct Request<'a> {
-    verified: &'a VerifiedBlob,
+    attempt: &'a Attempt,
     upload: &'a mut Upload,
     /// Bytes that the registry has acknowledged.
     held: &'a mut u64,
@@ -34,11 +47,11 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         &self,
         blob: &Descriptor,
         state: &mut UploadState,
-        verified: &VerifiedBlob,
+        attempt: &Attempt,
         checkpoints: mpsc::UnboundedReceiver<Checkpoint>,
     ) -> Result<(), Cut> {
         let request = Request {
-            verified,
+            attempt,
             upload: &mut state.upload,
             held: &mut state.held,
             early: &mut state.early,
@@ -47,7 +60,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             tokio::select! {
                 biased;
                 ended = self.requests(blob, request) => ended,
-                wait = self.stalled(blob, verified) => Err(self.stall(wait).into()),
+                wait = self.stalled(blob, &attempt.verified) => Err(self.stall(wait).into()),
             }
         });
         self.journalled(blob, requests, checkpoints, &mut state.checkpoints)
@@ -118,17 +131,19 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     /// Sends the rest in one PATCH.
     async fn stream(&self, blob: &Descriptor, request: &mut Request<'_>) -> Result<(), Cut> {
         self.pause_if_closed()?;
-        let verified = request.verified;
         let offset = *request.held;
         let length = blob.size - offset;
         if length == 0 {
             return Ok(());
         }
-        let body = verified.segment(length);
-        let chunk = self
-            .destination
-            .send_chunk(request.upload, offset, length, body);
-        match self.body(blob, verified, chunk).await? {
+        let body = request.attempt.verified.segment(length);
+        let destination = self.destination.clone();
+        let mut upload = request.upload.clone();
+        let chunk = async move {
+            let sent = destination.send_chunk(&mut upload, offset, length, body);
+            (sent.await, upload)
+        };
+        match self.body(blob, request, chunk).await? {
             Sent::Accepted {
                 reported: Some(reported),
             } if reported != blob.size => Err(Fault::retryable(format!(
@@ -146,19 +161,23 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     }
 
     async fn close(&self, blob: &Descriptor, request: &mut Request<'_>) -> Result<(), Cut> {
-        let verified = request.verified;
+        let attempt = request.attempt;
         let offset = *request.held;
         let length = blob.size - offset;
-        if length == 0 && !verified.is_verified() {
-            self.verify_rest(blob, verified).await?;
+        if length == 0 && !attempt.verified.is_verified() {
+            self.verify_rest(blob, attempt).await?;
         }
         self.pause_if_closed()?;
         self.journal_finishing(blob).await;
-        let body = verified.segment(length);
-        let closing =
-            self.destination
-                .finish_upload(request.upload, &blob.digest, offset, length, body);
-        match self.body(blob, verified, closing).await? {
+        let body = attempt.verified.segment(length);
+        let destination = self.destination.clone();
+        let mut upload = request.upload.clone();
+        let digest = blob.digest;
+        let closing = async move {
+            let sent = destination.finish_upload(&mut upload, &digest, offset, length, body);
+            (sent.await, upload)
+        };
+        match self.body(blob, request, closing).await? {
             Sent::Accepted { .. } if !*request.early => Ok(()),
             // Only the registry's word for the blob itself counts then.
             Sent::Accepted { .. } | Sent::Early => {
@@ -190,17 +209,31 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         )))
     }
 
-    /// Sends an upload request once the limiter allows it, and records its result there.
-    async fn body<T>(
+    /// Sends an upload request on the attempt's thread once the limiter allows it, and records its
+    /// result there.
+    async fn body(
         &self,
         blob: &Descriptor,
-        verified: &VerifiedBlob,
-        request: impl Future<Output = Result<T, Fault>>,
-    ) -> Result<T, Fault> {
+        request: &mut Request<'_>,
+        sending: impl Future<Output = (Result<Sent, Fault>, Upload)> + Send + 'static,
+    ) -> Result<Sent, Fault> {
+        let Attempt {
+            verified,
+            thread,
+            permit: body_permit,
+        } = request.attempt;
         let limiter = self.engine.limits.of(self.destination.origin());
         let permit = limiter.acquire_for_body(RequestClass::Uploads).await;
-        let _carrying = self.begin_carry(&blob.digest)?;
-        let result = request.await;
+        let carrying = self.begin_carry(&blob.digest)?;
+        let body_permit = body_permit.clone();
+        let sent = async move {
+            let sent = sending.await;
+            drop((carrying, body_permit));
+            Ok(sent)
+        };
+        // Boxed to keep the job's future small.
+        let (result, upload) = thread.run(sent.boxed()).await?;
+        *request.upload = upload;
         if verified.source_fault().is_none() {
             self.engine
                 .metrics
@@ -211,12 +244,17 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
 
     /// Verifies the content if nothing is left to send: an empty blob, or a session that holds all
     /// bytes.
-    async fn verify_rest(&self, blob: &Descriptor, verified: &VerifiedBlob) -> Result<(), Fault> {
-        let mut rest = verified.segment(u64::MAX);
-        match rest.frame().await {
+    async fn verify_rest(&self, blob: &Descriptor, attempt: &Attempt) -> Result<(), Fault> {
+        let mut rest = attempt.verified.segment(u64::MAX);
+        let permit = attempt.permit.clone();
+        let read = attempt.thread.run(async move {
+            let frame = rest.frame().await;
+            drop(permit);
+            frame.transpose()
+        });
+        match read.await? {
             None => Ok(()),
-            Some(Err(fault)) => Err(fault),
-            Some(Ok(_)) => Err(Fault::corrupt(format!(
+            Some(_) => Err(Fault::corrupt(format!(
                 "blob {} is longer than its manifest says",
                 blob.digest
             ))),

@@ -1,7 +1,8 @@
 //! One upload: the attempts that carry a blob through its session, and what follows each that
 //! fails.
 //!
-//! An attempt holds the permits of a body; the waits between attempts hold none. An upload that
+//! An attempt holds the permits of a body until its last request has ended on its thread; the waits
+//! between attempts hold none. An upload that
 //! fails is left behind only where it can be gone on with: what is small, corrupt or kept nowhere
 //! is cancelled.
 
@@ -15,11 +16,14 @@ use super::Promotion;
 use super::admission::BodyPermit;
 use super::fan_out::Reader;
 use super::limits::{self, RegistryLimiter, RequestClass, RequestPriority};
+use super::opening::{Open, Opening};
 use super::resume::{Cut, UploadState};
 use super::retry::{Retry, RetryState, stoppable};
+use super::send::Attempt;
 use super::stall;
-use super::verify::{Checkpoint, Opening, VerifiedBlob, Watchers};
-use crate::endpoint::{BlobBody, Destination, Source};
+use super::verify::{Checkpoint, VerifiedBlob, Watchers};
+use crate::byte_threads::ByteThread;
+use crate::endpoint::{Destination, Source};
 use crate::fault::{Class, Fault};
 use crate::job::{ActiveBlob, BlobOutcome};
 use crate::oci::Descriptor;
@@ -260,17 +264,23 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         shown: &mut Option<Arc<ActiveBlob>>,
     ) -> Stage {
         let from_start = upload.held == 0 && upload.checkpoints.is_empty();
-        let (reader, _permit) = match self.admitted(blob, from_start).await {
+        let (reader, permit) = match self.admitted(blob, from_start).await {
             Ok(admitted) => admitted,
             Err(fault) => return Stage::Broken(upload, Cut::Lost(fault)),
         };
+        let thread = self.byte_thread(blob, reader.as_ref());
         let (sender, checkpoints) = mpsc::unbounded_channel();
         let progress = shown.get_or_insert_with(|| self.show(blob)).clone();
-        let verified = self.verified(blob, &upload, reader, sender, progress);
+        let attempt = Attempt {
+            verified: self.verified(blob, &upload, reader, sender, progress),
+            thread,
+            permit: Arc::new(permit),
+        };
+        let verified = &attempt.verified;
         let start = upload.held;
         upload.held_before = start;
         let sent = self
-            .send_body(blob, &mut upload, &verified, checkpoints)
+            .send_body(blob, &mut upload, &attempt, checkpoints)
             .await;
         upload.passed = verified.passed();
         let passed = upload.passed.saturating_sub(start);
@@ -281,6 +291,18 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             },
             (Err(_), Some(fault)) => Stage::Broken(upload, Cut::Source(self.blame_source(fault))),
             (Err(cut), None) => Stage::Broken(upload, cut),
+        }
+    }
+
+    /// Where an attempt moves its bytes. A small blob takes round trips, not processor time.
+    fn byte_thread(&self, blob: &Descriptor, reader: Option<&Reader>) -> ByteThread {
+        if blob.size <= limits::SMALL {
+            return ByteThread::deciding();
+        }
+        let choose = || self.engine.threads.least_loaded();
+        match reader {
+            Some(reader) => reader.byte_thread(choose),
+            None => choose(),
         }
     }
 
@@ -324,19 +346,26 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             progress: Some(progress),
             read,
         };
-        VerifiedBlob::new(
-            blob.clone(),
-            upload.greatest_checkpoint(blob),
-            upload.held,
-            self.opener(blob.clone(), reader),
-            limiters,
-            watchers,
-        )
+        match reader {
+            Some(reader) => {
+                // The shared read stands for the first opening.
+                let open = self.opener(blob.clone(), Some(0));
+                VerifiedBlob::shared(blob.clone(), reader, open, limiters, watchers)
+            }
+            None => VerifiedBlob::new(
+                blob.clone(),
+                upload.greatest_checkpoint(blob),
+                upload.held,
+                self.opener(blob.clone(), None),
+                limiters,
+                watchers,
+            ),
+        }
     }
 
-    /// Opens the source at an offset, first of all by the reader in a shared read. It is opened
-    /// again whenever it breaks off; bytes that have come in between are progress.
-    fn opener(&self, blob: Descriptor, mut reader: Option<Reader>) -> super::verify::Open {
+    /// Opens the source at an offset. It is opened again whenever it breaks off; bytes that have
+    /// come in between are progress. `last`: where it was opened before.
+    fn opener(&self, blob: Descriptor, mut last: Option<u64>) -> Open {
         // What waits here holds the permit of a body.
         let state = RetryState::new(self.engine.settings.retry.holding());
         let state = Arc::new(Mutex::new(state));
@@ -345,12 +374,8 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         let stop = self.stop.clone();
         let limiter = self.engine.limits.of(source.origin());
         let priority = RequestPriority::from(RequestClass::Blobs).of_job(&self.ticket);
-        let mut last = None;
         Box::new(move |offset| {
             let before = last.replace(offset);
-            if let Some(reader) = reader.take() {
-                return Box::pin(std::future::ready(Ok(BlobBody::new(reader))));
-            }
             let (source, blob, metrics) = (source.clone(), blob.clone(), metrics.clone());
             let (stop, limiter, state) = (stop.clone(), limiter.clone(), state.clone());
             let opening: Opening = Box::pin(async move {

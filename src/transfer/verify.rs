@@ -19,8 +19,10 @@ use http_body::{Body, Frame, SizeHint};
 use tokio::sync::mpsc;
 use tokio::time::Sleep;
 
+use super::fan_out::Reader;
 use super::limits::RegistryLimiter;
 use super::metrics::Meter;
+pub use super::opening::{Open, Opening};
 use super::stall::{Clock, Sample, Wait};
 use crate::endpoint::BlobBody;
 use crate::fault::{Class, Fault};
@@ -36,11 +38,6 @@ pub struct Checkpoint {
     pub hasher: Hasher,
 }
 
-/// Opens the source at an offset. Retries are the implementation's decision.
-pub type Open = Box<dyn FnMut(u64) -> Opening + Send>;
-/// A source that is being opened.
-pub type Opening = Pin<Box<dyn Future<Output = Result<BlobBody, Fault>> + Send>>;
-
 /// Receivers of checkpoints, progress and throughput.
 #[derive(Debug)]
 pub struct Watchers {
@@ -54,15 +51,17 @@ pub struct Watchers {
     pub read: Option<Meter>,
 }
 
-enum Reader {
+enum SourceState {
     Opening(Opening),
     Open(BlobBody),
+    /// A read that others share. It has hashed its frames.
+    Shared(Reader),
     Ended,
 }
 
 struct State {
     blob: Descriptor,
-    reader: Reader,
+    source: SourceState,
     open: Open,
     hasher: Option<Hasher>,
     /// Bytes hashed, counted from the start of the blob.
@@ -97,9 +96,21 @@ impl VerifiedBlob {
         limiters: [Option<Arc<RegistryLimiter>>; 2],
         watchers: Watchers,
     ) -> VerifiedBlob {
-        let reader = Reader::Opening(open(from.offset));
+        let source = SourceState::Opening(open(from.offset));
+        VerifiedBlob::of(blob, from, skip_to, source, open, limiters, watchers)
+    }
+
+    fn of(
+        blob: Descriptor,
+        from: Checkpoint,
+        skip_to: u64,
+        source: SourceState,
+        open: Open,
+        limiters: [Option<Arc<RegistryLimiter>>; 2],
+        watchers: Watchers,
+    ) -> VerifiedBlob {
         let state = State {
-            reader,
+            source,
             open,
             hashed: from.offset,
             passed: skip_to,
@@ -117,6 +128,20 @@ impl VerifiedBlob {
         VerifiedBlob {
             state: Arc::new(Mutex::new(state)),
         }
+    }
+
+    /// The blob from its start as a shared read delivers it. Where that ends early, `open` reads on.
+    pub(super) fn shared(
+        blob: Descriptor,
+        reader: Reader,
+        open: Open,
+        limiters: [Option<Arc<RegistryLimiter>>; 2],
+        watchers: Watchers,
+    ) -> VerifiedBlob {
+        let hasher = Hasher::new(blob.digest.algorithm());
+        let from = Checkpoint { offset: 0, hasher };
+        let source = SourceState::Shared(reader);
+        VerifiedBlob::of(blob, from, 0, source, open, limiters, watchers)
     }
 
     /// The next `length` bytes as a request body with that exact length.
@@ -194,7 +219,7 @@ impl State {
             if let Err(fault) = ready!(read) {
                 self.fault = Some((fault.class(), fault.chain()));
                 // What has failed is not asked again.
-                self.reader = Reader::Ended;
+                self.source = SourceState::Ended;
                 return Poll::Ready(Some(Err(fault)));
             }
         }
@@ -215,25 +240,28 @@ impl State {
 
     /// Reads, counts and hashes one frame. Opens the source again if it broke off.
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
-        match &mut self.reader {
-            Reader::Opening(opening) => {
-                self.reader = Reader::Open(ready!(opening.as_mut().poll(cx))?);
-                Poll::Ready(Ok(()))
+        let read = match &mut self.source {
+            SourceState::Opening(opening) => {
+                self.source = SourceState::Open(ready!(opening.as_mut().poll(cx))?);
+                return Poll::Ready(Ok(()));
             }
-            Reader::Open(body) => match ready!(Pin::new(body).poll_frame(cx)) {
-                Some(Ok(frame)) => {
-                    Poll::Ready(frame.into_data().map_or(Ok(()), |bytes| self.hash(bytes)))
-                }
-                // A break after the last byte changes nothing: the digest decides.
-                Some(Err(fault)) if fault.class().is_retryable() => Poll::Ready(self.end()),
-                Some(Err(fault)) => Poll::Ready(Err(fault)),
-                None => Poll::Ready(self.end()),
-            },
-            Reader::Ended => Poll::Ready(Err(Fault::corrupt("the blob was read on after its end"))),
-        }
+            SourceState::Open(body) => ready!(Pin::new(body).poll_frame(cx))
+                .map(|frame| frame.map(|frame| (frame.into_data().unwrap_or_default(), None))),
+            SourceState::Shared(reader) => ready!(reader.poll_frame(cx))
+                .map(|frame| frame.map(|frame| (frame.bytes, Some(frame.hasher)))),
+            SourceState::Ended => Some(Err(Fault::corrupt("the blob was read on after its end"))),
+        };
+        Poll::Ready(match read {
+            Some(Ok((bytes, after))) => self.take(bytes, after),
+            // A break after the last byte changes nothing: the digest decides.
+            Some(Err(fault)) if fault.class().is_retryable() => self.end(),
+            Some(Err(fault)) => Err(fault),
+            None => self.end(),
+        })
     }
 
-    fn hash(&mut self, mut bytes: Bytes) -> Result<(), Fault> {
+    /// Takes bytes of the source. `after`: the hasher after them, where they have been hashed.
+    fn take(&mut self, mut bytes: Bytes, after: Option<Hasher>) -> Result<(), Fault> {
         let length = bytes.len() as u64;
         if self.hashed + length > self.blob.size {
             return Err(self.mismatch(format!(
@@ -245,7 +273,10 @@ impl State {
             .hasher
             .as_mut()
             .expect("the hasher is taken at the end only");
-        hasher.update(&bytes);
+        match after {
+            Some(after) => *hasher = after,
+            None => hasher.update(&bytes),
+        }
         self.hashed += length;
         self.pay(length);
         self.checkpoint();
@@ -300,10 +331,10 @@ impl State {
     fn end(&mut self) -> Result<(), Fault> {
         if self.hashed < self.blob.size {
             // Broken off, or ended before the promised length.
-            self.reader = Reader::Opening((self.open)(self.hashed));
+            self.source = SourceState::Opening((self.open)(self.hashed));
             return Ok(());
         }
-        self.reader = Reader::Ended;
+        self.source = SourceState::Ended;
         let digest: Digest = self
             .hasher
             .take()

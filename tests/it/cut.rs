@@ -30,13 +30,20 @@ const POINTS: [u64; 10] = [
     SIZE,
 ];
 
-async fn stage(program: Program, kind: &str) -> Stage {
+async fn stage(program: Program, kind: &str, threads: usize) -> Stage {
     let stage = Stage::new(program).await;
     let config = stage.config(|config| {
         config.registry_with("production", &stage.target.url(), json!({"kind": kind}))
     });
+    let config = config.threads(threads);
     stage.ferry.write_config(&config.route("app", json!({})));
     stage
+}
+
+/// Every kind with every number of threads.
+fn kinds_and_threads() -> impl Iterator<Item = ((Program, &'static str), usize)> {
+    let each = |kind| THREADS.map(|threads| (kind, threads));
+    KINDS.into_iter().flat_map(each)
 }
 
 /// An image for each point, its layer named by no other.
@@ -60,9 +67,9 @@ fn of_layer(proxy: &Proxy, kinds: &[Kind], image: &Image) -> Vec<proxy::Entry> {
 
 #[tokio::test]
 async fn a_destination_that_breaks_off_at_any_byte_is_gone_on_with() {
-    for (program, kind) in KINDS {
+    for ((program, kind), threads) in kinds_and_threads() {
         for cut in [Cut::Fin, Cut::Reset] {
-            let stage = stage(program, kind).await;
+            let stage = stage(program, kind, threads).await;
             let images = images(&stage).await;
             for (point, _, image) in &images {
                 let rule = Rule::on(&[Kind::UploadPut])
@@ -83,9 +90,12 @@ async fn a_destination_that_breaks_off_at_any_byte_is_gone_on_with() {
                 };
                 assert!(
                     sent <= most,
-                    "{kind} {cut:?} at {point}: {sent} bytes were sent"
+                    "{kind}, {threads} threads, {cut:?} at {point}: {sent} bytes were sent"
                 );
-                assert!(puts.len() <= 2, "{kind} {cut:?} at {point}: {puts:#?}");
+                assert!(
+                    puts.len() <= 2,
+                    "{kind}, {threads} threads, {cut:?} at {point}: {puts:#?}"
+                );
             }
         }
     }
@@ -93,9 +103,9 @@ async fn a_destination_that_breaks_off_at_any_byte_is_gone_on_with() {
 
 #[tokio::test]
 async fn a_source_that_breaks_off_at_any_byte_never_restarts_the_upload() {
-    for (program, kind) in KINDS {
+    for ((program, kind), threads) in kinds_and_threads() {
         for cut in [Cut::Fin, Cut::Reset] {
-            let stage = stage(program, kind).await;
+            let stage = stage(program, kind, threads).await;
             let images = images(&stage).await;
             for (point, _, image) in &images {
                 let rule = Rule::on(&[Kind::BlobGet])
@@ -113,7 +123,7 @@ async fn a_source_that_breaks_off_at_any_byte_never_restarts_the_upload() {
                     .sum();
                 assert_eq!(
                     sent, SIZE,
-                    "{kind} {cut:?} at {point}: each byte is sent once"
+                    "{kind}, {threads} threads, {cut:?} at {point}: each byte is sent once"
                 );
                 let read: u64 = of_layer(&stage.source, &[Kind::BlobGet], image)
                     .iter()
@@ -123,12 +133,12 @@ async fn a_source_that_breaks_off_at_any_byte_never_restarts_the_upload() {
                 let lost = if cut == Cut::Reset { *point } else { UNDER_WAY };
                 assert!(
                     read <= SIZE + 2 * lost + 1,
-                    "{kind} {cut:?} at {point}: {read} bytes were read"
+                    "{kind}, {threads} threads, {cut:?} at {point}: {read} bytes were read"
                 );
                 assert_eq!(
                     of_layer(&stage.target, &[Kind::UploadPut], image).len(),
                     1,
-                    "{kind} {cut:?} at {point}"
+                    "{kind}, {threads} threads, {cut:?} at {point}"
                 );
             }
         }
@@ -151,8 +161,8 @@ async fn a_break_in_any_phase_is_waited_out() {
         Kind::BlobGet,
         Kind::Referrers,
     ];
-    for (program, kind) in KINDS {
-        let stage = stage(program, kind).await;
+    for ((program, kind), threads) in kinds_and_threads() {
+        let stage = stage(program, kind, threads).await;
         let image = Image::index(&[
             Image::oci(1, &[100_000]),
             Image::oci(2, &[9 * MIB as usize]),
@@ -196,7 +206,13 @@ async fn a_break_in_any_phase_is_waited_out() {
 
 #[tokio::test]
 async fn a_connection_that_breaks_again_and_again_still_brings_the_blob() {
-    let stage = stage(Program::Distribution3, "distribution3").await;
+    for threads in THREADS {
+        let stage = stage(Program::Distribution3, "distribution3", threads).await;
+        breaks_twelve_times(&stage).await;
+    }
+}
+
+async fn breaks_twelve_times(stage: &Stage) {
     let image = Image::oci(1, &[SIZE as usize]);
     stage.push().push("app", "v1", &image).await;
     for attempt in 0..12 {

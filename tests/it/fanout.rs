@@ -16,7 +16,7 @@ struct Fan {
 }
 
 impl Fan {
-    async fn new() -> Fan {
+    async fn new(threads: usize) -> Fan {
         let staging = Registry::distribution3();
         let registries = [
             Registry::distribution3(),
@@ -29,7 +29,9 @@ impl Fan {
             targets.push(Proxy::before(&registry.url()).await);
         }
         let targets: [Proxy; 3] = targets.try_into().ok().expect("three proxies");
-        let mut config = Config::new().registry("staging", &source.url());
+        let mut config = Config::new()
+            .threads(threads)
+            .registry("staging", &source.url());
         for (name, target) in ["a", "b", "c"].iter().zip(&targets) {
             config = config.registry(name, &target.url());
         }
@@ -58,7 +60,12 @@ fn size(images: &[&Image]) -> u64 {
 
 #[tokio::test]
 async fn each_byte_is_read_once_for_all_destinations() {
-    let fan = Fan::new().await;
+    for threads in THREADS {
+        reads_each_byte_once(&Fan::new(threads).await).await;
+    }
+}
+
+async fn reads_each_byte_once(fan: &Fan) {
     let images = [
         Image::oci(1, &[30 * MIB, 5 * MIB, 200_000, 17]),
         Image::index(&[Image::oci(2, &[MIB]), Image::oci(3, &[2 * MIB])]),
@@ -82,7 +89,12 @@ async fn each_byte_is_read_once_for_all_destinations() {
 
 #[tokio::test]
 async fn a_slow_and_a_dead_destination_do_not_hold_back_the_healthy_one() {
-    let fan = Fan::new().await;
+    for threads in THREADS {
+        one_is_slow_and_one_is_dead(&Fan::new(threads).await).await;
+    }
+}
+
+async fn one_is_slow_and_one_is_dead(fan: &Fan) {
     let image = Image::oci(1, &[40 * MIB, 1000]);
     fan.staging.client().push("app", "v1", &image).await;
     let [healthy, slow, dead] = &fan.targets;
@@ -135,7 +147,7 @@ async fn a_slow_and_a_dead_destination_do_not_hold_back_the_healthy_one() {
 
 #[tokio::test]
 async fn a_destination_that_does_not_even_answer_holds_up_nobody() {
-    let fan = Fan::new().await;
+    let fan = Fan::new(8).await;
     let image = Image::oci(1, &[2 * MIB]);
     fan.staging.client().push("app", "v1", &image).await;
     let [healthy, other, dead] = &fan.targets;

@@ -15,6 +15,11 @@ const MIB: u64 = 1024 * 1024;
 /// What a kill may cost in bytes sent or read again, where the registry keeps what it received.
 const BOUND: u64 = 32 * MIB;
 
+const KINDS: [(Program, &str); 2] = [
+    (Program::Distribution3, "distribution3"),
+    (Program::Distribution2, "distribution2"),
+];
+
 /// Numbers that look random and are the same in every run.
 pub struct Dice(pub u64);
 
@@ -28,15 +33,19 @@ impl Dice {
 }
 
 /// A stage whose production is known to be of this kind.
-async fn stage(program: Program, kind: &str, grace: &str) -> Stage {
+async fn stage(program: Program, kind: &str, threads: usize) -> Stage {
     let stage = Stage::new(program).await;
+    move_bytes_on(&stage, kind, threads);
+    stage
+}
+
+/// The next start has so many threads for the bytes.
+fn move_bytes_on(stage: &Stage, kind: &str, threads: usize) {
     let config = stage.config(|config| {
         config.registry_with("production", &stage.target.url(), json!({"kind": kind}))
     });
-    stage
-        .ferry
-        .write_config(&config.daemon("grace", json!(grace)).route("app", json!({})));
-    stage
+    let config = config.threads(threads).daemon("grace", json!("10s"));
+    stage.ferry.write_config(&config.route("app", json!({})));
 }
 
 /// Starts the daemon, lets it come to the gate, kills it, and lets what it had sent arrive.
@@ -103,14 +112,15 @@ async fn finishes(stage: &Stage, image: &Image) {
 
 #[tokio::test]
 async fn twenty_kills_cost_at_most_what_was_under_way_on_distribution_3() {
-    let stage = stage(Program::Distribution3, "distribution3", "10s").await;
+    let stage = stage(Program::Distribution3, "distribution3", 1).await;
     let image = Image::oci(1, &[160 * MIB as usize]);
     let layer = image.blobs[1].clone();
     stage.push().push("app", "v1", &image).await;
     let mut dice = Dice(0x5eed);
     let mut before = 0;
-    for kill in 0..20 {
+    for (kill, threads) in (0..20).zip(THREADS.into_iter().cycle()) {
         stage.reset();
+        move_bytes_on(&stage, "distribution3", threads);
         let (gate, after) = (Gate::closed(), 1 + dice.below(4 * MIB));
         stage.target.rule(
             Rule::on(&[Kind::UploadPut])
@@ -146,14 +156,15 @@ async fn twenty_kills_cost_at_most_what_was_under_way_on_distribution_3() {
 
 #[tokio::test]
 async fn twenty_kills_end_in_a_new_session_and_never_in_corruption_on_distribution_2() {
-    let stage = stage(Program::Distribution2, "distribution2", "10s").await;
+    let stage = stage(Program::Distribution2, "distribution2", 1).await;
     let size = 24 * MIB;
     let image = Image::oci(1, &[size as usize]);
     let layer = image.blobs[1].clone();
     stage.push().push("app", "v1", &image).await;
     let mut dice = Dice(0xd1ce);
-    for kill in 0..20 {
+    for (kill, threads) in (0..20).zip(THREADS.into_iter().cycle()) {
         stage.reset();
+        move_bytes_on(&stage, "distribution2", threads);
         let (gate, after) = (Gate::closed(), 1 + dice.below(size / 2));
         stage.target.rule(
             Rule::on(&[Kind::UploadPut])
@@ -176,11 +187,8 @@ async fn twenty_kills_end_in_a_new_session_and_never_in_corruption_on_distributi
 
 #[tokio::test]
 async fn a_kill_between_two_requests_costs_no_byte_that_had_arrived() {
-    for (program, kind) in [
-        (Program::Distribution3, "distribution3"),
-        (Program::Distribution2, "distribution2"),
-    ] {
-        let stage = stage(program, kind, "10s").await;
+    for ((program, kind), threads) in KINDS.into_iter().zip([8, 2]) {
+        let stage = stage(program, kind, threads).await;
         let image = Image::index(&[Image::oci(1, &[12 * MIB as usize])]);
         let layer = image.blobs[1].clone();
         stage.push().push("app", "v1", &image).await;
@@ -204,11 +212,8 @@ async fn a_kill_between_two_requests_costs_no_byte_that_had_arrived() {
 
 #[tokio::test]
 async fn a_kill_before_the_answer_to_the_closing_request_costs_no_byte() {
-    for (program, kind) in [
-        (Program::Distribution3, "distribution3"),
-        (Program::Distribution2, "distribution2"),
-    ] {
-        let stage = stage(program, kind, "10s").await;
+    for ((program, kind), threads) in KINDS.into_iter().zip([2, 8]) {
+        let stage = stage(program, kind, threads).await;
         let size = 12 * MIB;
         let image = Image::oci(1, &[size as usize]);
         let layer = image.blobs[1].clone();
@@ -242,7 +247,13 @@ async fn a_kill_before_the_answer_to_the_closing_request_costs_no_byte() {
 
 #[tokio::test]
 async fn a_drain_in_mid_layer_goes_on_where_it_was() {
-    let stage = stage(Program::Distribution3, "distribution3", "10s").await;
+    for threads in THREADS {
+        let stage = stage(Program::Distribution3, "distribution3", threads).await;
+        drains_in_mid_layer(&stage).await;
+    }
+}
+
+async fn drains_in_mid_layer(stage: &Stage) {
     let size = 48 * MIB;
     let image = Image::oci(1, &[size as usize]);
     let layer = image.blobs[1].clone();
@@ -269,17 +280,17 @@ async fn a_drain_in_mid_layer_goes_on_where_it_was() {
         .there()
         .assert_lacks("app", "v1", &[&layer.digest])
         .await;
-    finishes(&stage, &image).await;
+    finishes(stage, &image).await;
     assert!(
-        sent(&stage) <= size - before + MIB,
+        sent(stage) <= size - before + MIB,
         "{} bytes were sent for {}",
-        sent(&stage),
+        sent(stage),
         size - before
     );
     assert!(
-        read(&stage) <= size - before + 9 * MIB,
+        read(stage) <= size - before + 9 * MIB,
         "{} bytes were read for {}",
-        read(&stage),
+        read(stage),
         size - before
     );
 }

@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 use regex::Regex;
 
 /// The modules that stand beside the layers, each with the layer that it may use.
-const BESIDE: [(&str, u8); 14] = [
+const BESIDE: [(&str, u8); 15] = [
     ("backoff", 0),
     ("body", 0),
+    ("byte_threads", 0),
     ("clock", 0),
     ("glob", 0),
     ("metrics", 0),

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use crate::engine::{World, assert_promoted};
 use crate::support::image::Corpus;
 use crate::support::memory::{Operation, Registry};
-use crate::support::{self, Act, Config, Ferry, Gate, Kind, Proxy};
+use crate::support::{self, Act, Config, Ferry, Gate, Kind, Proxy, THREADS};
 
 const MIB: usize = 1024 * 1024;
 
@@ -182,6 +182,12 @@ async fn beside_a_slow_and_a_dead_destination_the_healthy_one_takes_at_most_a_te
 
 #[tokio::test]
 async fn a_registry_that_does_not_mount_costs_staging_one_read_of_the_base() {
+    for threads in THREADS {
+        reads_the_base_once(threads).await;
+    }
+}
+
+async fn reads_the_base_once(threads: usize) {
     let (staging, production) = (
         support::Registry::distribution3(),
         support::Registry::distribution3(),
@@ -196,7 +202,9 @@ async fn a_registry_that_does_not_mount_costs_staging_one_read_of_the_base() {
             staging.client().push(&app.name, tag, image).await;
         }
     }
-    let config = Config::new().registry("staging", &source.url());
+    let config = Config::new()
+        .threads(threads)
+        .registry("staging", &source.url());
     let config = config.registry_with("production", &target.url(), json!({"kind": "gar"}));
     let route = json!({"name": "apps", "from": "staging/app-*", "to": "production/app-{1}", "tags": {"include": ["v*"]}});
     let ferry = Ferry::new(&config.raw_route(route));

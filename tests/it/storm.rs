@@ -53,10 +53,10 @@ fn busy() -> Reply {
     )
 }
 
-async fn stage() -> (Stage, Corpus) {
+async fn stage(threads: usize) -> (Stage, Corpus) {
     let corpus = Corpus::shared_base(1, 3, 3, &[300_000, 20_000], 5000);
     let stage = Stage::build(Program::Distribution3, |config| {
-        config.raw_route(json!({"name": "apps", "from": "staging/app-*", "to": "production/app-{1}", "tags": {"include": ["v*"]}}))
+        config.threads(threads).raw_route(json!({"name": "apps", "from": "staging/app-*", "to": "production/app-{1}", "tags": {"include": ["v*"]}}))
     })
     .await;
     for app in &corpus.apps {
@@ -77,7 +77,13 @@ async fn assert_all_there(stage: &Stage, corpus: &Corpus) {
 
 #[tokio::test]
 async fn a_storm_of_refusals_costs_time_and_no_job() {
-    let (stage, corpus) = stage().await;
+    for threads in THREADS {
+        let (stage, corpus) = stage(threads).await;
+        refuses_every_other_request(&stage, &corpus).await;
+    }
+}
+
+async fn refuses_every_other_request(stage: &Stage, corpus: &Corpus) {
     for class in CLASSES {
         stage
             .source
@@ -88,7 +94,7 @@ async fn a_storm_of_refusals_costs_time_and_no_job() {
     }
     let run = stage.sync().await.expect(0);
     assert_eq!((run.total("promoted"), run.total("failed")), (9, 0));
-    assert_all_there(&stage, &corpus).await;
+    assert_all_there(stage, corpus).await;
     let refused = |proxy: &Proxy| {
         proxy
             .log()
@@ -106,7 +112,13 @@ async fn a_storm_of_refusals_costs_time_and_no_job() {
 
 #[tokio::test]
 async fn a_date_is_waited_for_by_everybody() {
-    let (stage, corpus) = stage().await;
+    for threads in THREADS {
+        let (stage, corpus) = stage(threads).await;
+        names_a_date(&stage, &corpus).await;
+    }
+}
+
+async fn names_a_date(stage: &Stage, corpus: &Corpus) {
     for class in [CLASSES[1], CLASSES[3]] {
         stage
             .source
@@ -121,7 +133,7 @@ async fn a_date_is_waited_for_by_everybody() {
     }
     let run = stage.sync().await.expect(0);
     assert_eq!(run.total("promoted"), 9);
-    assert_all_there(&stage, &corpus).await;
+    assert_all_there(stage, corpus).await;
     assert_patience(&stage.source, Duration::from_secs(3) - ROUNDING);
     assert_patience(&stage.target, Duration::from_secs(3) - ROUNDING);
 }
@@ -206,7 +218,7 @@ async fn a_pace_of_the_config_is_kept() {
 
 #[tokio::test]
 async fn who_says_that_nothing_is_left_is_not_asked_before_there_is_more() {
-    let (stage, corpus) = stage().await;
+    let (stage, corpus) = stage(2).await;
     // As Docker Hub counts: its 5th answer is the last of a window of 2 s; whoever comes earlier
     // would be refused.
     let window = Duration::from_secs(2);

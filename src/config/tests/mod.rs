@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use super::*;
 use crate::admin::Proof;
+use crate::byte_threads;
 use crate::job::{Drift, Existing};
 use crate::oci::Digest;
 use crate::registry::auth::Credentials;
@@ -93,6 +94,7 @@ fn what_is_not_said_has_the_documented_default() {
         poll,
         verify,
         grace,
+        threads,
         retention,
         audit_file,
         tokens,
@@ -100,6 +102,7 @@ fn what_is_not_said_has_the_documented_default() {
     } = config.daemon;
     assert_eq!(audit_file, None);
     assert!(tls.is_none());
+    assert_eq!(threads, byte_threads::usual());
     assert_eq!(retention, Duration::from_secs(8760 * 3600));
     assert_eq!(listen, Some("127.0.0.1:9464".parse().unwrap()));
     assert_eq!(state, Path::new("/state"));
@@ -138,7 +141,7 @@ fn what_is_not_said_has_the_documented_default() {
 #[test]
 fn everything_said_arrives() {
     let config = parse(
-        "daemon: {listen: \"off\", state: here, poll: off, verify: 2h, grace: 1m 5s, retention: 48h, secret_file: '${SECRETS}/secret'}\n\
+        "daemon: {listen: \"off\", state: here, poll: off, verify: 2h, grace: 1m 5s, threads: 3, retention: 48h, secret_file: '${SECRETS}/secret'}\n\
          registries:\n\
          \x20 s:\n\
          \x20   url: http://s.example:5000\n\
@@ -164,6 +167,7 @@ fn everything_said_arrives() {
         (daemon.state.as_path(), daemon.grace),
         (Path::new("/nowhere/here"), Duration::from_secs(65))
     );
+    assert_eq!(daemon.threads.get(), 3);
     assert_eq!(daemon.retention, Duration::from_secs(48 * 3600));
     let opened = Proof::Secret("open sesame".to_owned().into());
     assert!(daemon.tokens[0].proof.is_same(&opened));

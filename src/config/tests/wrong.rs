@@ -70,6 +70,14 @@ const DAEMON: &[(&str, &str)] = &[
         "2:11: daemon.verify: \"off\" is not a duration (examples: 30s, 5m, 1h 30m; a day is 24h)",
     ),
     (
+        "daemon:\n  threads: 0\n",
+        "2:12: daemon.threads: \"0\" is not a number from 1 to 64",
+    ),
+    (
+        "daemon:\n  threads: 65\n",
+        "2:12: daemon.threads: \"65\" is not a number from 1 to 64",
+    ),
+    (
         "daemon:\n  grace: 2h\n",
         "2:10: daemon.grace: \"2h\" is not between 0s and 1h",
     ),

@@ -36,6 +36,8 @@ use std::hash::RandomState;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use http::StatusCode;
 use http::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use jiff::Timestamp;
@@ -52,6 +54,8 @@ use self::login::Login;
 use self::login_backoff::LoginBackoff;
 use self::token::{Answer, Token};
 use super::redirect::AddressGuard;
+use crate::byte_threads;
+use crate::byte_threads::on_deciding_thread;
 use crate::fault::{Class, Fault};
 use crate::random;
 use crate::registry::secrets::Secrets;
@@ -174,12 +178,24 @@ impl Authorizer {
     /// `Auth` when the credentials cannot be had, are refused or must not be sent; `Retryable` when
     /// the token server is away.
     pub async fn header(&self, scopes: &Scopes) -> Result<Option<HeaderValue>, Fault> {
+        if byte_threads::current() > 0 {
+            return self.header_by_deciding_thread(scopes).await;
+        }
         match self.0.scheme(scopes) {
             Some(Scheme::Bearer(server)) => self.0.token(scopes, &server, None).await,
             Some(Scheme::Basic) => self.0.direct(scopes).await,
             None if self.0.settings.credentials.are_preemptive() => self.0.direct(scopes).await,
             None => Ok(None),
         }
+    }
+
+    fn header_by_deciding_thread(
+        &self,
+        scopes: &Scopes,
+    ) -> BoxFuture<'static, Result<Option<HeaderValue>, Fault>> {
+        let authorizer = self.clone();
+        let scopes = scopes.clone();
+        on_deciding_thread(async move { authorizer.header(&scopes).await }).boxed()
     }
 
     /// What to send instead of `rejected` after a 401, or after a 403 that says that a token has
@@ -195,11 +211,32 @@ impl Authorizer {
         challenges: &HeaderMap,
         rejected: Option<&HeaderValue>,
     ) -> Result<Option<HeaderValue>, Fault> {
+        if byte_threads::current() > 0 {
+            let answer = self.answer_by_deciding_thread(scopes, challenges, rejected);
+            return answer.await;
+        }
         match self.0.learn_scheme(scopes, challenges, rejected).await? {
             Some(Scheme::Bearer(server)) => self.0.token(scopes, &server, rejected).await,
             Some(Scheme::Basic) => self.0.direct_again(scopes, rejected).await,
             None => Ok(None),
         }
+    }
+
+    fn answer_by_deciding_thread(
+        &self,
+        scopes: &Scopes,
+        challenges: &HeaderMap,
+        rejected: Option<&HeaderValue>,
+    ) -> BoxFuture<'static, Result<Option<HeaderValue>, Fault>> {
+        let authorizer = self.clone();
+        let scopes = scopes.clone();
+        let challenges = challenges.clone();
+        let rejected = rejected.cloned();
+        let answer = async move {
+            let answer = authorizer.answer(&scopes, &challenges, rejected.as_ref());
+            answer.await
+        };
+        on_deciding_thread(answer).boxed()
     }
 
     /// What was sent to the registry and its token servers.

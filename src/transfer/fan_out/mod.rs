@@ -11,8 +11,9 @@
 //!   upload permit of the fast reader's destination are not waited for.
 //! - Memory is bounded by a window for each read and by a sum over all reads.
 //!
-//! Each reader is an ordinary body: every destination's
-//! [`VerifiedBlob`](super::verify::VerifiedBlob) counts, hashes and checks it.
+//! The read hashes each byte once. Each frame carries the hasher after it, so every destination's
+//! [`VerifiedBlob`](super::verify::VerifiedBlob) counts and checks what it takes, and can go on by
+//! itself at any frame.
 
 mod read;
 mod reader;
@@ -27,7 +28,7 @@ use self::read::Read;
 pub(super) use self::reader::Reader;
 use super::SharedReads;
 use super::admission::{Admission, JobPermit, Ticket};
-use super::verify::Open;
+use super::opening::Open;
 use crate::endpoint::Origin;
 use crate::oci::{Digest, RepositoryName, Tag};
 

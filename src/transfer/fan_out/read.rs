@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
@@ -12,12 +12,13 @@ use http_body::Body;
 use tokio::time::Instant;
 
 use super::{Expected, FanOut, GroupMember, ReadGroup, ReadKey};
+use crate::byte_threads::ByteThread;
 use crate::endpoint::{BlobBody, Origin};
 use crate::fault::{Class, Fault};
-use crate::oci::RepositoryName;
+use crate::oci::{Hasher, RepositoryName};
 use crate::transfer::SharedReads;
 use crate::transfer::admission::{ReadingPermit, Share};
-use crate::transfer::verify::{Open, Opening};
+use crate::transfer::opening::{Open, Opening};
 
 /// A read that several destinations share.
 pub(super) struct Read {
@@ -27,6 +28,8 @@ pub(super) struct Read {
     /// The source repository.
     pub(super) repository: RepositoryName,
     pub(super) share: Share,
+    /// Where all readers' bodies move.
+    pub(super) thread: OnceLock<ByteThread>,
     pub(super) wakers: Arc<ReaderWakers>,
     pub(super) state: Mutex<State>,
 }
@@ -36,7 +39,9 @@ pub(super) struct State {
     pub(super) source: SharedSource,
     /// The reading permit, until the source has ended or no reader is admitted.
     pub(super) permit: Option<ReadingPermit>,
-    pub(super) frames: VecDeque<Bytes>,
+    pub(super) frames: VecDeque<HashedFrame>,
+    /// The hasher after all bytes that came from the source.
+    hasher: Hasher,
     /// The number of the first frame that is kept, and the bytes of all that are.
     pub(super) first: u64,
     pub(super) bytes: usize,
@@ -54,6 +59,14 @@ pub(super) struct State {
     pub(super) began: Instant,
     pub(super) waited: Duration,
     pub(super) waiting_since: Option<Instant>,
+}
+
+/// A part of a blob, hashed once for all readers.
+#[derive(Clone)]
+pub(in crate::transfer) struct HashedFrame {
+    pub(in crate::transfer) bytes: Bytes,
+    /// The hasher after the last of these bytes.
+    pub(in crate::transfer) hasher: Hasher,
 }
 
 /// The state of one reader.
@@ -118,6 +131,7 @@ impl Read {
             source: SharedSource::Closed,
             permit: None,
             frames: VecDeque::new(),
+            hasher: Hasher::new(key.1.algorithm()),
             first: 0,
             bytes: 0,
             kept,
@@ -144,6 +158,7 @@ impl Read {
             group,
             repository,
             share,
+            thread: OnceLock::new(),
             wakers: Arc::default(),
             state: Mutex::new(state),
         })
@@ -242,7 +257,9 @@ impl State {
         self.read += bytes.len() as u64;
         self.bytes += bytes.len();
         self.kept.fetch_add(bytes.len(), Ordering::Relaxed);
-        self.frames.push_back(bytes);
+        self.hasher.update(&bytes);
+        let hasher = self.hasher.clone();
+        self.frames.push_back(HashedFrame { bytes, hasher });
     }
 
     /// Drops frames that all readers have taken.
@@ -258,12 +275,12 @@ impl State {
             .min()
             .unwrap_or(end);
         while self.first < needed {
-            let Some(bytes) = self.frames.pop_front() else {
+            let Some(frame) = self.frames.pop_front() else {
                 break;
             };
             self.first += 1;
-            self.bytes -= bytes.len();
-            self.kept.fetch_sub(bytes.len(), Ordering::Relaxed);
+            self.bytes -= frame.bytes.len();
+            self.kept.fetch_sub(frame.bytes.len(), Ordering::Relaxed);
             if let Some(since) = self.waiting_since.take() {
                 self.waited += since.elapsed();
             }

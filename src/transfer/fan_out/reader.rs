@@ -5,21 +5,19 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 
-use bytes::Bytes;
-use http_body::{Body, Frame, SizeHint};
 use tokio::time::{Instant, Sleep};
 
 use super::Expected;
 use super::GroupMember;
-use super::read::{Read, SharedSource, State};
+use super::read::{HashedFrame, Read, SharedSource, State};
+use crate::byte_threads::ByteThread;
 use crate::fault::{Class, Fault};
 use crate::transfer::admission::{ReadingPermit, Share};
 
-/// One destination's reader of a shared read: a body from the start of the blob.
+/// One destination's reader of a shared read, from the start of the blob.
 pub(in crate::transfer) struct Reader {
     read: Arc<Read>,
     number: u64,
-    left: u64,
     timer: Option<Pin<Box<Sleep>>>,
     /// Whether it opened the read: metrics of the read are counted for it.
     pub(in crate::transfer) is_first: bool,
@@ -40,7 +38,6 @@ impl Reader {
         Some(Reader {
             read: read.clone(),
             number,
-            left: size,
             timer: None,
             is_first: number == 0,
             is_foreign: member.key.1 != read.repository,
@@ -50,6 +47,15 @@ impl Reader {
     /// The shared read, for admission.
     pub(in crate::transfer) fn share(&self) -> &Share {
         &self.read.share
+    }
+
+    /// The thread of the shared read: the readers of one read take its frames without a change of
+    /// threads. The first one chooses it.
+    pub(in crate::transfer) fn byte_thread(
+        &self,
+        choose: impl FnOnce() -> ByteThread,
+    ) -> ByteThread {
+        self.read.thread.get_or_init(choose).clone()
     }
 
     /// Admits the reader with the permit of its body. `false`: the shared reading permit is
@@ -75,8 +81,11 @@ impl Reader {
         !self.read.lock().readers.contains_key(&self.number)
     }
 
-    /// Each turn of the loop ends it, takes a step of the source, or makes room in a full window.
-    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Fault>>> {
+    /// The next frame. Each turn of the loop ends it, takes a step of the source, or makes room in a full window.
+    pub(in crate::transfer) fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<HashedFrame, Fault>>> {
         let read = self.read.clone();
         let mut state = read.lock();
         loop {
@@ -89,11 +98,11 @@ impl Reader {
             // A reader that is polled has its permits.
             place.is_admitted = true;
             let ahead = place.next - first;
-            if let Some(bytes) = state.frames.get(ahead as usize).cloned() {
+            if let Some(frame) = state.frames.get(ahead as usize).cloned() {
                 self.advance(&mut state);
                 drop(state);
                 read.wakers.wake_all();
-                return Poll::Ready(Some(Ok(bytes)));
+                return Poll::Ready(Some(Ok(frame)));
             }
             match &state.source {
                 SharedSource::Ended => return Poll::Ready(None),
@@ -178,26 +187,6 @@ impl Reader {
         } else {
             timer.as_mut().poll(cx)
         }
-    }
-}
-
-impl Body for Reader {
-    type Data = Bytes;
-    type Error = Fault;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
-        let next = ready!(self.poll_next(cx));
-        if let Some(Ok(bytes)) = &next {
-            self.left = self.left.saturating_sub(bytes.len() as u64);
-        }
-        Poll::Ready(next.map(|bytes| bytes.map(Frame::data)))
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.left)
     }
 }
 

@@ -3,7 +3,9 @@ use http_body::Frame;
 use http_body_util::StreamBody;
 use tokio::time::Instant;
 
+use super::read::HashedFrame;
 use super::*;
+use crate::byte_threads::ByteThreads;
 use crate::endpoint::BlobBody;
 use crate::fault::{Class, Fault};
 
@@ -39,11 +41,14 @@ fn source(mebibytes: usize, count: &Arc<AtomicUsize>) -> Open {
     })
 }
 
-async fn drain(reader: Reader) -> Result<usize, Fault> {
-    let mut body = BlobBody::new(reader);
+async fn next(reader: &mut Reader) -> Option<Result<HashedFrame, Fault>> {
+    std::future::poll_fn(|cx| reader.poll_frame(cx)).await
+}
+
+async fn drain(mut reader: Reader) -> Result<usize, Fault> {
     let mut bytes = 0;
-    while let Some(frame) = body.frame().await {
-        bytes += frame?.len();
+    while let Some(frame) = next(&mut reader).await {
+        bytes += frame?.bytes.len();
         tokio::task::yield_now().await;
     }
     Ok(bytes)
@@ -200,8 +205,8 @@ async fn repositories_that_need_the_bytes_share_a_read_whatever_their_names_are(
     let first = members[0]
         .reader(&digest, 40 << 20, || source(40, &count))
         .unwrap();
-    let mut first = BlobBody::new(first);
-    first.frame().await.unwrap().unwrap();
+    let mut first = first;
+    next(&mut first).await.unwrap().unwrap();
     members[2].needs(&digest);
     let readers = [1, 2].map(|number| {
         members[number]
@@ -209,7 +214,7 @@ async fn repositories_that_need_the_bytes_share_a_read_whatever_their_names_are(
             .unwrap()
     });
     let rest = async {
-        while let Some(frame) = first.frame().await {
+        while let Some(frame) = next(&mut first).await {
             frame.unwrap();
             tokio::task::yield_now().await;
         }
@@ -306,6 +311,45 @@ async fn what_one_repository_lacks_another_may_hold() {
         Class::RETRYABLE,
         "it asks its own repository"
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_frame_carries_the_hash_of_all_up_to_its_end() {
+    let fan_out = FanOut::default();
+    let count = Arc::default();
+    let digest = Digest::sha256(b"x");
+    let members = ["a", "b"].map(|name| enter(&fan_out, name));
+    let readers = members.each_ref().map(|member| {
+        member
+            .reader(&digest, 3 << 20, || source(3, &count))
+            .unwrap()
+    });
+    for mut reader in readers {
+        let mut read = Vec::new();
+        while let Some(frame) = next(&mut reader).await {
+            let frame = frame.unwrap();
+            read.extend_from_slice(&frame.bytes);
+            assert_eq!(frame.hasher.finish(), Digest::sha256(&read));
+        }
+        assert_eq!(read.len(), 3 * MIB);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_first_reader_chooses_the_thread_of_all() {
+    let fan_out = FanOut::default();
+    let count = Arc::default();
+    let digest = Digest::sha256(b"x");
+    let members = ["a", "b"].map(|name| enter(&fan_out, name));
+    let [first, second] = members.each_ref().map(|member| {
+        member
+            .reader(&digest, 3 << 20, || source(3, &count))
+            .unwrap()
+    });
+    let threads = ByteThreads::new(std::num::NonZeroUsize::new(2).unwrap());
+    let chosen = first.byte_thread(|| threads.least_loaded());
+    let joined = second.byte_thread(|| panic!("the thread is chosen"));
+    assert_eq!(format!("{joined:?}"), format!("{chosen:?}"));
 }
 
 /// The only reader has taken all 8 MiB of a full window, and the start may linger for 16 MiB. Such

@@ -11,6 +11,7 @@ mod priority;
 mod registry_limiter;
 
 use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use self::naming::NamingPermit;
@@ -55,6 +56,13 @@ pub const REQUESTS: usize = 64;
 pub const SMALL: u64 = 64 * 1024;
 /// Jobs that run at once.
 pub const JOBS: usize = 64;
+
+/// Large blobs that move at once, of one image and of all: four for each thread that moves bytes, at
+/// least sixteen.
+pub fn bodies_at_once(threads: NonZeroUsize) -> usize {
+    let most = threads.get().saturating_mul(4);
+    most.max(Permits::default().bodies)
+}
 
 /// The limits of all registries. Cheap to clone.
 #[derive(Clone, Debug, Default)]

@@ -2,6 +2,10 @@
 
 use serde_json::{Map, Value, json};
 
+/// Numbers of threads that move bytes: none beside the deciding one, the fewest, as many as a large
+/// machine has.
+pub const THREADS: [usize; 3] = [1, 2, 8];
+
 /// A config file. It is written as JSON, which is YAML too; [`Config::text`] takes any other text
 /// as it is.
 #[derive(Clone, Debug)]
@@ -90,6 +94,11 @@ impl Config {
     pub fn daemon(mut self, key: &str, value: Value) -> Config {
         self.body["daemon"][key] = value;
         self
+    }
+
+    /// Sets how many threads move the bytes.
+    pub fn threads(self, threads: usize) -> Config {
+        self.daemon("threads", json!(threads))
     }
 
     /// The text of this config alone.

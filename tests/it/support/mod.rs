@@ -30,7 +30,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 pub use client::Client;
-pub use config::Config;
+pub use config::{Config, THREADS};
 pub use daemon::{Daemon, Ferry, Run};
 pub use ecr::Ecr;
 pub use image::{Blob, Document, Image};
