@@ -93,6 +93,11 @@ pub fn cpu_seconds(pid: u32) -> f64 {
     times(&pid.to_string())[0]
 }
 
+/// CPU seconds of the children that this process has waited for.
+pub fn children_seconds() -> f64 {
+    times("self")[1]
+}
+
 /// CPU seconds of a process and of the children it has waited for.
 fn times(pid: &str) -> [f64; 2] {
     let stat = read(&format!("/proc/{pid}/stat"));

@@ -6,6 +6,7 @@
 //! take part of the machine.
 
 mod ask;
+mod cheap;
 mod events;
 mod http;
 mod limits;
@@ -18,6 +19,7 @@ mod scenario;
 mod scratch;
 mod stage;
 mod table;
+mod threads;
 mod tools;
 mod watching;
 

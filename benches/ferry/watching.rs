@@ -1,5 +1,5 @@
-//! What a daemon keeps to while it watches. No peer watches, so there is nothing beside it. The
-//! registries are those of the tests, in this process: they answer at once.
+//! What has no peer beside it: what a daemon keeps to while it watches, and what a setting brings.
+//! The registries are in this process: they answer at once.
 
 use std::future::Future;
 use std::pin::pin;
@@ -13,6 +13,7 @@ use tokio::time::{Instant, sleep};
 use crate::limits::Limit;
 use crate::support::scripted::{Answer, Settings};
 use crate::support::{Config, Daemon, Ferry, Image, Kind, Reply, Scripted};
+use crate::threads;
 
 /// Bytes a second of a slow upload.
 const SLOW: u64 = 100_000;
@@ -32,17 +33,20 @@ pub enum Watching {
     Hotfix,
     /// Many routes with wildcards over one large catalog.
     Wildcards,
+    /// Large layers with one thread for the bytes and with several.
+    Threads,
 }
 
 impl Watching {
     /// All of them, in the order of the report.
-    pub const ALL: [Watching; 2] = [Watching::Hotfix, Watching::Wildcards];
+    pub const ALL: [Watching; 3] = [Watching::Hotfix, Watching::Wildcards, Watching::Threads];
 
     /// The word on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Watching::Hotfix => "hotfix",
             Watching::Wildcards => "wildcards",
+            Watching::Threads => "threads",
         }
     }
 
@@ -58,6 +62,10 @@ impl Watching {
                 routes(quick),
                 routes(quick) * REPOSITORIES
             ),
+            Watching::Threads => format!(
+                "8 layers of {} MiB between registries that cost next to nothing, loopback",
+                threads::mebibytes(quick)
+            ),
         }
     }
 
@@ -66,6 +74,7 @@ impl Watching {
         match self {
             Watching::Hotfix => hotfix(quick).await,
             Watching::Wildcards => wildcards(quick).await,
+            Watching::Threads => threads::measure(quick).await,
         }
     }
 }
