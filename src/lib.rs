@@ -10,7 +10,7 @@
 //! | 7 | [`admin`], [`config`], [`parts`] | HTTP; the file and its typed settings; builds every part |
 //! | 6 | [`watch`] | poll, ping, receivers, queues, signal → event → queue → scheduling |
 //! | 5 | [`look`], [`status`] | listings → rules → comparison → jobs; a snapshot for others |
-//! | 4 | [`transfer`], [`gate`] | job → survey → plan → carry → verdict → name → settle; the judgements before a name |
+//! | 4 | [`transfer`], [`gate`], [`notify`] | job → survey → plan → carry → verdict → name → settle; the judgements before a name; changes told to others |
 //! | 3 | [`index`], [`ledger`] | SQLite: hints and open uploads; outcomes and decisions |
 //! | 2 | [`registry`], [`layout`], [`ecr`], [`sqs`], [`aws`], [`backend`], [`oidc`] | distribution client, image-layout directory, AWS control plane, its queues, its credentials, any backend; tokens of others |
 //! | 1 | [`endpoint`], [`route`], [`job`], [`decision`], [`set`] | source and destination; rules and patterns, pure; plain data; what people ordered, pure; images that move together, pure |
@@ -51,6 +51,7 @@ pub mod ledger;
 pub mod look;
 pub mod metrics;
 pub mod migrate;
+pub mod notify;
 pub mod oci;
 pub mod oidc;
 pub mod parts;

@@ -9,14 +9,16 @@ use std::time::Duration;
 
 use super::Env;
 use super::keys::keys;
+use super::notify;
 use super::problem::complaint;
 use super::section::{Item, optional};
-use super::shapes::Number;
+use super::shapes::{Number, OneOrMany};
 use super::tokens::{self, TokenOfApi, of_secret_file};
 use super::units::duration_within;
 use crate::admin::Token;
 use crate::byte_threads;
 use crate::byte_threads::MOST as MOST_THREADS;
+use crate::notify::Settings;
 use crate::tls::{Identity, TlsFiles};
 
 /// Longest time between two looks.
@@ -49,6 +51,8 @@ keys! {
         secret_file: Option<String>,
         /// Bearer tokens of the HTTP API, by names of your own: the name is the actor in the ledger.
         tokens: Option<BTreeMap<String, TokenOfApi>>,
+        /// Where changes of results are told: one receiver, or a list of such.
+        notify: Option<OneOrMany<notify::NotifySection>>,
         /// TLS of the TCP listener. Its files are read again when they change.
         tls: Option<ServerTls>,
     }
@@ -85,6 +89,8 @@ pub struct Daemon {
     pub audit_file: Option<PathBuf>,
     /// Bearer tokens of the HTTP API.
     pub tokens: Vec<Token>,
+    /// Where changes of results are told.
+    pub notify: Vec<Settings>,
     /// The certificate of the TCP listener; `None`: plain HTTP.
     pub tls: Option<Identity>,
 }
@@ -109,6 +115,7 @@ pub(super) fn read(item: Option<Item<'_>>, root: &Item<'_>) -> Option<Daemon> {
     let tls = optional(&keys.tls, tls);
     let secret = optional(&keys.secret_file, Item::secret);
     let named = optional(&keys.tokens, tokens::read);
+    let notify = optional(&keys.notify, notify::read);
     let standard_listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 9464));
     let secret = secret?.map(of_secret_file);
     Some(Daemon {
@@ -124,6 +131,7 @@ pub(super) fn read(item: Option<Item<'_>>, root: &Item<'_>) -> Option<Daemon> {
             .into_iter()
             .chain(named?.unwrap_or_default())
             .collect(),
+        notify: notify?.unwrap_or_default(),
         tls: tls?,
     })
 }

@@ -15,6 +15,7 @@
 //! | `daemon`, `registries`, `limits`, `receivers`, `queues`, `routes` | the parts of the file; what a registry is spared |
 //! | `gates`, `scan`, `signers` | what must be so before a tag moves |
 //! | `sets` | routes with images that move together |
+//! | `notify` | where changes of results are told |
 //! | `tokens` | bearer tokens and their rights |
 //! | `aws` | what registries and queues say about AWS |
 //! | `state_path` | `daemon.state` alone, for commands that need nothing else |
@@ -27,6 +28,7 @@ mod document;
 mod gates;
 mod keys;
 mod limits;
+mod notify;
 mod problem;
 mod queues;
 mod receivers;

@@ -9,6 +9,7 @@
 
 mod copies;
 mod decisions;
+mod notifications;
 mod queues;
 mod why;
 
@@ -23,6 +24,7 @@ use tokio::sync::{mpsc, oneshot, watch as channel};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use self::notifications::Followers;
 use self::queues::Consumers;
 use crate::admin;
 use crate::clock;
@@ -107,12 +109,18 @@ pub async fn run(
     let audit = parts
         .start_audit(config.daemon.audit_file.as_deref())
         .await?;
+    let mut followers = Followers::new(parts.ledger.clone(), parts.notify.clone());
+    followers
+        .adopt(&config.daemon.notify)
+        .await
+        .map_err(Error::Ledger)?;
     let settings = admin_settings(&config, Some(lock.check()));
     let bound = admin::bind(&settings).await?;
     let topology = Arc::new(parts.topology(&config, None)?);
     let address = bound.address();
     let mut running = Running::start(parts, config, topology, bound, settings, look_signals);
     running.audit = audit;
+    running.followers = Some(followers);
     let listen = address.map_or_else(|| "off".to_owned(), |address| address.to_string());
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -213,6 +221,7 @@ struct Running {
     /// Cancelled when the state folder is gone for good.
     lost: CancellationToken,
     audit: Option<AuditTask>,
+    followers: Option<Followers>,
 }
 
 impl Running {
@@ -285,6 +294,7 @@ impl Running {
             served,
             lost,
             audit: None,
+            followers: None,
         };
         running.show_config();
         running
@@ -358,6 +368,7 @@ impl Running {
         let refused = match self.load(load, &before) {
             Ok((config, topology)) => {
                 self.adopt(config, topology, &before);
+                self.adopt_receivers().await;
                 None
             }
             Err(error) => {
@@ -396,6 +407,16 @@ impl Running {
         let facts = parts::facts(&self.config.hash);
         if let Err(fault) = self.parts.ledger.reloaded(reload, facts).await {
             tracing::error!(error = %fault.chain(), "the ledger could not be written");
+        }
+    }
+
+    /// From now on the receivers of the config are told.
+    async fn adopt_receivers(&mut self) {
+        let Some(followers) = &mut self.followers else {
+            return;
+        };
+        if let Err(fault) = followers.adopt(&self.config.daemon.notify).await {
+            tracing::error!(error = %fault.chain(), "the receivers of notifications stay as they were");
         }
     }
 
@@ -472,6 +493,10 @@ impl Running {
             self.watch.shutdown().await;
         }
         self.consumers.ended().await;
+        if let Some(followers) = &mut self.followers {
+            followers.end().await;
+        }
+        drop(self.followers.take());
         self.helpers.shutdown().await;
         self.server_stop.cancel();
         joined(&mut self.server).await;

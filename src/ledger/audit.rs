@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -179,14 +179,21 @@ struct Batch {
 pub(super) struct AuditState {
     appended: Notify,
     rows_added: AtomicU64,
+    additions: watch::Sender<u64>,
     trouble: Mutex<Option<Arc<str>>>,
 }
 
 impl AuditState {
     /// A row was added: the audit file gets it, too.
     pub(super) fn row_added(&self) {
-        self.rows_added.fetch_add(1, Ordering::Relaxed);
+        let count = self.rows_added.fetch_add(1, Ordering::Relaxed) + 1;
+        self.additions.send_replace(count);
         self.appended.notify_one();
+    }
+
+    /// Changes with each row.
+    pub(super) fn additions(&self) -> watch::Receiver<u64> {
+        self.additions.subscribe()
     }
 
     /// Rows that this process has added.

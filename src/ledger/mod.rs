@@ -45,6 +45,7 @@ mod rows;
 mod schema;
 mod sets;
 mod tag_records;
+mod told;
 
 pub use audit::{AuditFile, AuditTask, KnownEnd};
 pub use chain::Verified;

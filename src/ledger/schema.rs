@@ -11,7 +11,7 @@ pub(super) const SCHEMA: Schema = Schema {
     application: 0x62_66_6c_67,
     migrations: &[
         VERSION_1, VERSION_2, VERSION_3, VERSION_4, VERSION_5, VERSION_6, VERSION_7, VERSION_8,
-        VERSION_9, VERSION_10,
+        VERSION_9, VERSION_10, VERSION_11,
     ],
     fill: super::chain::seal,
 };
@@ -172,5 +172,13 @@ const VERSION_10: &str = "
         tag TEXT NOT NULL,
         content TEXT NOT NULL,
         PRIMARY KEY (name, tag)
+    ) STRICT, WITHOUT ROWID;
+";
+
+const VERSION_11: &str = "
+    -- the last row that each receiver of notifications was told of, by a hash of its address and its events
+    CREATE TABLE told (
+        receiver TEXT PRIMARY KEY,
+        row INTEGER NOT NULL
     ) STRICT, WITHOUT ROWID;
 ";

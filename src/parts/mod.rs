@@ -24,6 +24,7 @@ use crate::fault::Fault;
 use crate::index::{self, Index};
 use crate::layout;
 use crate::ledger::{self, Ledger, RunFacts};
+use crate::notify;
 use crate::registry::{self, Registry};
 use crate::route::{Route, Routes, Template};
 use crate::state::StateLock;
@@ -85,6 +86,7 @@ pub struct Parts {
     wire: registry::Metrics,
     store: StoreMetrics,
     decided: DecisionMetrics,
+    pub(crate) notify: notify::Metrics,
     engine: Engine,
 }
 
@@ -137,6 +139,7 @@ impl Parts {
         let wire = registry::Metrics::new(&registry)?;
         let store = StoreMetrics::new(&registry)?;
         let decided = DecisionMetrics::new(&registry)?;
+        let notify = notify::Metrics::new(&registry)?;
         build_info(&registry)?;
         crate::telemetry::count_dropped(&registry)?;
         registry.register(Box::new(
@@ -160,6 +163,7 @@ impl Parts {
             wire,
             store,
             decided,
+            notify,
             engine,
         })
     }

@@ -58,6 +58,7 @@ use crate::oci::{Descriptor, Digest, Host, Manifest, RepositoryName, Target};
 
 pub use self::client::Tls;
 pub use self::metrics::Metrics;
+pub use self::redirect::is_metadata;
 pub use self::tags::MAX_PAGES;
 
 /// What a registry is made from.

@@ -134,7 +134,7 @@ fn host(url: &Url) -> String {
 /// Amazon: 169.254.169.0/24, 169.254.170.0/24 (containers) and fd00:ec2::/32; Azure: 168.63.129.16;
 /// Google: fd20:ce::254; Alibaba: 100.100.100.200; Oracle: 192.0.0.192; Scaleway: 169.254.42.42.
 /// The others answer at 169.254.169.254.
-pub(super) fn is_metadata(address: IpAddr) -> bool {
+pub fn is_metadata(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => {
             let octets = address.octets();

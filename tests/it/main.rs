@@ -48,6 +48,7 @@ mod migrate;
 mod moto;
 mod naming;
 mod naming_program;
+mod notifications;
 mod notified;
 mod oidc;
 mod orders;

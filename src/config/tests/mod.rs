@@ -98,8 +98,10 @@ fn what_is_not_said_has_the_documented_default() {
         retention,
         audit_file,
         tokens,
+        notify,
         tls,
     } = config.daemon;
+    assert_eq!(notify, []);
     assert_eq!(audit_file, None);
     assert!(tls.is_none());
     assert_eq!(threads, byte_threads::usual());

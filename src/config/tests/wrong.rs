@@ -78,6 +78,30 @@ const DAEMON: &[(&str, &str)] = &[
         "2:12: daemon.threads: \"65\" is not a number from 1 to 64",
     ),
     (
+        "daemon:\n  notify: {url: ftp://x}\n",
+        "2:17: daemon.notify.url: is no https address",
+    ),
+    (
+        "daemon:\n  notify: {url: \"http://hooks.example/hush\"}\n",
+        "2:17: daemon.notify.url: would be told in plain text: use https",
+    ),
+    (
+        "daemon:\n  notify: {url: \"https://169.254.169.254/x\"}\n",
+        "2:17: daemon.notify.url: is the address of a metadata service",
+    ),
+    (
+        "daemon:\n  notify: {url: https://h.example, on: [xyz]}\n",
+        "2:41: daemon.notify.on[0]: \"xyz\" is none of promoted, conflict, drift, refused, held, torn, override",
+    ),
+    (
+        "daemon:\n  notify: {url: https://h.example, template: '{what}'}\n",
+        "2:46: daemon.notify.template: has {what}, which is none of id, event, time, route, source, destination, digest, previous_digest, reasons, actor, reason, summary",
+    ),
+    (
+        "daemon:\n  notify:\n    - url: https://h.example\n    - url: https://h.example\n",
+        "4:7: daemon.notify[1]: is there twice: the same address with the same `on`",
+    ),
+    (
         "daemon:\n  grace: 2h\n",
         "2:10: daemon.grace: \"2h\" is not between 0s and 1h",
     ),

@@ -1,0 +1,110 @@
+//! The followers of the receivers of notifications, one for each in the config.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::joined;
+use crate::fault::Fault;
+use crate::ledger::Ledger;
+use crate::notify::{Follower, Metrics, PACE, Receiver, Settings};
+
+/// The time to end a request at shutdown. What was not told by then is told at the next start.
+const LAST_REQUEST: Duration = Duration::from_secs(2);
+
+/// The followers that run.
+pub(super) struct Followers {
+    ledger: Ledger,
+    metrics: Metrics,
+    running: Vec<RunningFollower>,
+    tasks: JoinSet<()>,
+}
+
+/// A follower, until its receiver is gone from the config or is told otherwise.
+struct RunningFollower {
+    receiver: Receiver,
+    stop: CancellationToken,
+    /// Cancelled when it has ended.
+    ended: CancellationToken,
+}
+
+impl Followers {
+    /// No followers yet.
+    pub(super) fn new(ledger: Ledger, metrics: Metrics) -> Followers {
+        Followers {
+            ledger,
+            metrics,
+            running: Vec::new(),
+            tasks: JoinSet::new(),
+        }
+    }
+
+    /// From now on these receivers are told. One that is new is told of what comes from now on.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read or written.
+    pub(super) async fn adopt(&mut self, receivers: &[Settings]) -> Result<(), Fault> {
+        while self.tasks.try_join_next().is_some() {}
+        let (running, gone): (Vec<_>, Vec<_>) = std::mem::take(&mut self.running)
+            .into_iter()
+            .partition(|follower| {
+                receivers.contains(&follower.receiver) && !follower.ended.is_cancelled()
+            });
+        self.running = running;
+        gone.iter().for_each(|follower| follower.stop.cancel());
+        let keys = receivers.iter().map(Settings::key).collect();
+        self.ledger.keep_told(keys).await?;
+        let newest = self.ledger.end().await?.id;
+        for receiver in receivers {
+            let mut running = self.running.iter();
+            if running.any(|follower| *follower.receiver == *receiver) {
+                continue;
+            }
+            let key = receiver.key();
+            self.ledger.start_told(&key, newest).await?;
+            let mut before = gone.iter();
+            let before = before.find(|follower| follower.receiver.key() == key);
+            self.start(receiver, before.map(|before| before.ended.clone()));
+        }
+        Ok(())
+    }
+
+    /// Starts a follower. One that goes on where another one stood waits for its end.
+    fn start(&mut self, receiver: &Settings, before: Option<CancellationToken>) {
+        let stop = CancellationToken::new();
+        let ended = CancellationToken::new();
+        let receiver = Arc::new(receiver.clone());
+        self.running.push(RunningFollower {
+            receiver: receiver.clone(),
+            stop: stop.clone(),
+            ended: ended.clone(),
+        });
+        let follower = Follower {
+            receiver,
+            ledger: self.ledger.clone(),
+            metrics: self.metrics.clone(),
+            stop,
+            pace: PACE,
+        };
+        self.tasks.spawn(async move {
+            let _ended = ended.drop_guard();
+            if let Some(before) = before {
+                before.cancelled().await;
+            }
+            follower.run().await;
+        });
+    }
+
+    /// Ends all of them.
+    pub(super) async fn end(&mut self) {
+        for follower in self.running.drain(..) {
+            follower.stop.cancel();
+        }
+        let ended = tokio::time::timeout(LAST_REQUEST, joined(&mut self.tasks)).await;
+        if ended.is_err() {
+            self.tasks.shutdown().await;
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! Follows the rows of the ledger and tells one receiver of them.
+
+use std::time::Duration;
+
+use reqwest::Client;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::send::{self, Sent};
+use super::{Message, Metrics, Receiver};
+use crate::backoff::Backoff;
+use crate::fault::Fault;
+use crate::ledger::{Ledger, Query};
+
+/// Rows of one reading.
+const PAGE: u32 = 200;
+/// A receiver that is further behind than so many rows is told of the newest ones alone.
+const MOST_BEHIND: u64 = 1000;
+/// Rows that nothing was told of are kept as read so many at a time.
+const UNTOLD: u64 = 500;
+/// How a daemon tries: for about an hour.
+pub const PACE: Pace = Pace {
+    tries: 64,
+    again: Backoff::new(Duration::from_secs(1), Duration::from_secs(60)),
+};
+/// Rows are looked for so often, whatever is announced.
+const LOST: Duration = Duration::from_secs(10);
+
+/// How often a message is tried, and the waits between.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// Tries before it is dropped.
+    pub tries: u32,
+    /// The waits, which grow with each try.
+    pub again: Backoff,
+}
+
+/// Tells a receiver of each row that it wants to hear of.
+pub struct Follower {
+    /// Whom it tells.
+    pub receiver: Receiver,
+    /// The rows.
+    pub ledger: Ledger,
+    /// Counts.
+    pub metrics: Metrics,
+    /// Ends it between two requests.
+    pub stop: CancellationToken,
+    /// How it tries.
+    pub pace: Pace,
+}
+
+impl Follower {
+    /// Follows until it is stopped.
+    pub async fn run(self) {
+        let Some(client) = send::client(&self.receiver) else {
+            let host = self.receiver.host();
+            tracing::error!(
+                host,
+                "nothing can be told: no TLS, the system has no certificates"
+            );
+            return;
+        };
+        let mut told = Told {
+            client,
+            key: self.receiver.key(),
+            row: None,
+            kept: 0,
+            is_down: false,
+        };
+        let mut added = self.ledger.additions();
+        while !self.stop.is_cancelled() {
+            added.mark_unchanged();
+            match self.catch_up(&mut told).await {
+                Ok(true) => continue,
+                Ok(false) => {}
+                Err(error) => {
+                    tracing::warn!(error = %error.chain(), "the ledger cannot be read for notifications")
+                }
+            }
+            let next = timeout(LOST, added.changed());
+            self.stop.run_until_cancelled(next).await;
+        }
+    }
+
+    /// Tells of the next rows; whether there were any.
+    async fn catch_up(&self, told: &mut Told) -> Result<bool, Fault> {
+        let end = self.ledger.end().await?.id;
+        let row = match told.row {
+            Some(row) => row,
+            None => self.ledger.told(&told.key).await?.unwrap_or(end),
+        };
+        told.kept = told.row.map_or(row, |_| told.kept);
+        // A ledger that was restored from a copy is shorter.
+        told.row = Some(row.min(end));
+        self.drop_old(told, end).await?;
+        let query = Query {
+            after: told.row.unwrap_or_default(),
+            limit: PAGE,
+            ..Query::default()
+        };
+        let rows = self.ledger.page(query).await?;
+        let Some(last) = rows.last().map(|row| row.id) else {
+            return Ok(false);
+        };
+        for row in &rows {
+            let Some(message) = self.wanted(Message::of(row)) else {
+                continue;
+            };
+            let ended = self.tell(told, &message).await;
+            if ended == Ended::Stopped {
+                return Ok(false);
+            }
+            // What is counted is kept: a restart does not tell it again.
+            let kept = self.keep(told, row.id).await;
+            match ended {
+                Ended::Taken => self.metrics.sent(),
+                _ => self.metrics.dropped(1),
+            }
+            kept?;
+        }
+        told.row = Some(last);
+        if last.saturating_sub(told.kept) >= UNTOLD {
+            self.keep(told, last).await?;
+        }
+        Ok(true)
+    }
+
+    fn wanted(&self, message: Option<(super::Event, Message)>) -> Option<Message> {
+        let (event, message) = message?;
+        self.receiver.on.contains(&event).then_some(message)
+    }
+
+    /// Leaves out what is too far behind.
+    async fn drop_old(&self, told: &mut Told, end: u64) -> Result<(), Fault> {
+        let first = end.saturating_sub(MOST_BEHIND);
+        let mut dropped = 0;
+        while let Some(row) = told.row.filter(|row| *row < first) {
+            let query = Query {
+                after: row,
+                limit: PAGE,
+                ..Query::default()
+            };
+            let rows = self.ledger.page(query).await?;
+            let old = rows.iter().take_while(|row| row.id <= first);
+            dropped += old
+                .filter(|row| self.wanted(Message::of(row)).is_some())
+                .count() as u64;
+            let last = rows.last().map_or(first, |row| row.id.min(first));
+            self.keep(told, last).await?;
+        }
+        if dropped > 0 {
+            self.metrics.dropped(dropped);
+            let host = self.receiver.host();
+            tracing::warn!(
+                host,
+                dropped,
+                "a receiver is too far behind: notifications are dropped"
+            );
+        }
+        Ok(())
+    }
+
+    /// A row that the disk does not take counts as told in this process all the same.
+    async fn keep(&self, told: &mut Told, row: u64) -> Result<(), Fault> {
+        told.row = Some(row);
+        self.ledger.set_told(&told.key, row).await?;
+        told.kept = row;
+        Ok(())
+    }
+
+    /// Sends a message, or gives it up after some tries.
+    async fn tell(&self, told: &mut Told, message: &Message) -> Ended {
+        let body = match &self.receiver.template {
+            Some(template) => template.body(message),
+            None => message.json(),
+        };
+        let host = self.receiver.host();
+        for attempt in 1..=self.pace.tries {
+            if self.stop.is_cancelled() {
+                return Ended::Stopped;
+            }
+            let (hint, reason) = match send::send(&told.client, &self.receiver, body.clone()).await
+            {
+                Sent::Done => {
+                    if std::mem::take(&mut told.is_down) {
+                        tracing::info!(host, "notifications are taken again");
+                    }
+                    return Ended::Taken;
+                }
+                Sent::Refused(reason) => {
+                    tracing::warn!(
+                        host,
+                        reason,
+                        id = message.id,
+                        "a notification was refused and is dropped"
+                    );
+                    return Ended::Dropped;
+                }
+                Sent::Again(hint, reason) => (hint, reason),
+            };
+            if !std::mem::replace(&mut told.is_down, true) {
+                tracing::warn!(
+                    host,
+                    reason,
+                    "a notification was not taken; it is tried again"
+                );
+            }
+            if attempt < self.pace.tries {
+                let wait = self.pace.again.wait(attempt).max(hint.unwrap_or_default());
+                let pause = tokio::time::sleep(wait);
+                self.stop.run_until_cancelled(pause).await;
+            }
+        }
+        tracing::warn!(
+            host,
+            id = message.id,
+            "a notification was not taken in time and is dropped"
+        );
+        Ended::Dropped
+    }
+}
+
+/// What came of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ended {
+    Taken,
+    Dropped,
+    /// The follower is stopped; the message is told later.
+    Stopped,
+}
+
+/// How far a receiver has come.
+struct Told {
+    client: Client,
+    key: String,
+    /// The last row; unknown before the first reading.
+    row: Option<u64>,
+    /// The last row that the ledger knows.
+    kept: u64,
+    /// Whether it did not take the last message.
+    is_down: bool,
+}

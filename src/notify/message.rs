@@ -1,0 +1,269 @@
+//! A row of the ledger as a message.
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use crate::decision::Kind;
+use crate::fault::clip;
+use crate::job::Outcome;
+use crate::ledger::{Content, Row};
+
+/// Most characters of a text.
+const LONGEST: usize = 1000;
+/// Most reasons.
+const MOST_REASONS: usize = 20;
+
+/// What can be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A tag was named in production.
+    Promoted,
+    /// A fixed tag of production names another digest.
+    Conflict,
+    /// A tag of production was changed by other means.
+    Drift,
+    /// A rule refuses a tag.
+    Refused,
+    /// A decision holds a tag.
+    Held,
+    /// Only a part of a set was named.
+    Torn,
+    /// A gate was passed by decision although it is not met.
+    Override,
+}
+
+impl Event {
+    /// All of them.
+    pub const ALL: [Event; 7] = [
+        Event::Promoted,
+        Event::Conflict,
+        Event::Drift,
+        Event::Refused,
+        Event::Held,
+        Event::Torn,
+        Event::Override,
+    ];
+
+    /// As configs and messages name it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Event::Promoted => "promoted",
+            Event::Conflict => "conflict",
+            Event::Drift => "drift",
+            Event::Refused => "refused",
+            Event::Held => "held",
+            Event::Torn => "torn",
+            Event::Override => "override",
+        }
+    }
+
+    fn of_outcome(outcome: Outcome) -> Option<Event> {
+        match outcome {
+            Outcome::Promoted => Some(Event::Promoted),
+            Outcome::Conflict => Some(Event::Conflict),
+            Outcome::Drift => Some(Event::Drift),
+            Outcome::Refused => Some(Event::Refused),
+            Outcome::Held => Some(Event::Held),
+            _ => None,
+        }
+    }
+}
+
+/// A message: the fields of its JSON.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Message {
+    /// Of this shape: 1.
+    pub schema: u32,
+    /// The number of the row: the same row is the same message.
+    pub id: u64,
+    /// What happened.
+    pub event: &'static str,
+    /// When it was recorded.
+    pub time: Timestamp,
+    /// The route; empty for decisions and copies.
+    pub route: String,
+    /// `host/repository:tag` of the source; empty for decisions.
+    pub source: String,
+    /// `host/repository:tag` of the destination, or the target of a decision.
+    pub destination: String,
+    /// What staging named.
+    pub digest: Option<String>,
+    /// What production named before.
+    pub previous_digest: Option<String>,
+    /// Why.
+    pub reasons: Vec<String>,
+    /// The principal.
+    pub actor: String,
+    /// What the principal said.
+    pub reason: Option<String>,
+}
+
+impl Message {
+    /// The message of a row, if it is one that can be told.
+    pub fn of(row: &Row) -> Option<(Event, Message)> {
+        let empty = Message {
+            schema: 1,
+            id: row.id,
+            event: "",
+            time: row.at,
+            route: String::new(),
+            source: String::new(),
+            destination: String::new(),
+            digest: None,
+            previous_digest: None,
+            reasons: Vec::new(),
+            actor: String::new(),
+            reason: None,
+        };
+        let (event, actor, message) = match &row.content {
+            Content::Outcome(settled) => {
+                let message = Message {
+                    route: settled.route.clone(),
+                    source: settled.source.clone(),
+                    destination: settled.destination.clone(),
+                    digest: settled.digest.map(|digest| digest.to_string()),
+                    previous_digest: settled.previous_digest.map(|digest| digest.to_string()),
+                    reasons: settled.reasons.clone(),
+                    ..empty
+                };
+                (Event::of_outcome(settled.result)?, &settled.actor, message)
+            }
+            Content::Decision(Kind::Hold, decision) if decision.torn.is_some() => {
+                let message = Message {
+                    destination: decision.shown_target().to_owned(),
+                    ..empty
+                };
+                (Event::Torn, &decision.actor, message)
+            }
+            Content::Decision(Kind::Approve, decision) if !decision.despite.is_empty() => {
+                let gates: Vec<&str> = decision.despite.iter().map(|gate| gate.name()).collect();
+                let message = Message {
+                    destination: decision.shown_target().to_owned(),
+                    digest: decision.digest.map(|digest| digest.to_string()),
+                    previous_digest: decision.replaces.map(|digest| digest.to_string()),
+                    reasons: vec![format!("despite {}", gates.join(", "))],
+                    ..empty
+                };
+                (Event::Override, &decision.actor, message)
+            }
+            _ => return None,
+        };
+        let mut message = message;
+        message.event = event.name();
+        message.actor = actor.name.to_string();
+        message.reason = actor.remarks.reason.as_ref().map(ToString::to_string);
+        message.bound();
+        Some((event, message))
+    }
+
+    /// What registries and people said has a bound.
+    fn bound(&mut self) {
+        self.reasons.truncate(MOST_REASONS);
+        let texts = [
+            &mut self.route,
+            &mut self.source,
+            &mut self.destination,
+            &mut self.actor,
+        ];
+        for text in texts
+            .into_iter()
+            .chain(&mut self.reasons)
+            .chain(&mut self.reason)
+        {
+            *text = clip(text, LONGEST);
+        }
+    }
+
+    /// One line for people.
+    pub fn summary(&self) -> String {
+        let mut text = format!("{} {}", self.event, self.destination);
+        let reasons = self.reasons.iter().chain(&self.reason);
+        let reasons: Vec<&str> = reasons.map(String::as_str).collect();
+        if !reasons.is_empty() {
+            text.push_str(&format!(": {}", reasons.join("; ")));
+        }
+        text
+    }
+
+    /// A field by its name in templates.
+    pub fn field(&self, name: &str) -> Option<String> {
+        let or_empty = |text: &Option<String>| text.clone().unwrap_or_default();
+        Some(match name {
+            "id" => self.id.to_string(),
+            "event" => self.event.to_owned(),
+            "time" => self.time.to_string(),
+            "route" => self.route.clone(),
+            "source" => self.source.clone(),
+            "destination" => self.destination.clone(),
+            "digest" => or_empty(&self.digest),
+            "previous_digest" => or_empty(&self.previous_digest),
+            "reasons" => self.reasons.join("; "),
+            "actor" => self.actor.clone(),
+            "reason" => or_empty(&self.reason),
+            "summary" => self.summary(),
+            _ => return None,
+        })
+    }
+
+    /// The body where there is no template.
+    pub fn json(&self) -> Vec<u8> {
+        // Texts, numbers and lists of texts: always JSON.
+        serde_json::to_vec(self).unwrap_or_default()
+    }
+}
+
+/// The names that a template may use.
+pub(super) const FIELDS: [&str; 12] = [
+    "id",
+    "event",
+    "time",
+    "route",
+    "source",
+    "destination",
+    "digest",
+    "previous_digest",
+    "reasons",
+    "actor",
+    "reason",
+    "summary",
+];
+
+/// A message with texts that need every escape.
+pub(super) fn sample() -> Message {
+    let hard = "\"\\\n\u{1}ü".to_owned();
+    Message {
+        schema: 1,
+        id: 1,
+        event: Event::Conflict.name(),
+        time: Timestamp::UNIX_EPOCH,
+        route: hard.clone(),
+        source: hard.clone(),
+        destination: hard.clone(),
+        digest: None,
+        previous_digest: Some(hard.clone()),
+        reasons: vec![hard.clone()],
+        actor: hard.clone(),
+        reason: Some(hard),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_field_of_templates_has_a_value() {
+        let message = sample();
+        assert!(FIELDS.iter().all(|name| message.field(name).is_some()));
+        assert_eq!(message.field("password"), None);
+    }
+
+    #[test]
+    fn long_texts_are_cut() {
+        let mut message = sample();
+        message.reasons = vec!["x".repeat(5000); 50];
+        message.bound();
+        assert_eq!(message.reasons.len(), MOST_REASONS);
+        assert!(message.json().len() < 30_000);
+    }
+}

@@ -1,0 +1,141 @@
+//! One request, and what its answer means.
+//!
+//! Redirects are not followed: the token goes to the address of the config alone. A name that leads
+//! to a metadata service is refused.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use reqwest::{Client, StatusCode, header, redirect};
+
+use super::Settings;
+use crate::fault::clip;
+use crate::oci::Host;
+use crate::registry::is_metadata;
+
+/// How long a request may take.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// The longest wait that a receiver may ask for.
+const LONGEST_HINT: Duration = Duration::from_secs(60);
+
+/// What came of a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Sent {
+    /// The receiver has it.
+    Done,
+    /// It may be tried again, after the time that the receiver names.
+    Again(Option<Duration>, String),
+    /// No further try would help.
+    Refused(String),
+}
+
+/// The client for a receiver. One of this machine is reached without a proxy.
+pub(super) fn client(settings: &Settings) -> Option<Client> {
+    let host: Option<Host> = settings.host().parse().ok();
+    let builder = Client::builder()
+        .redirect(redirect::Policy::none())
+        .user_agent(concat!("blobferry/", env!("CARGO_PKG_VERSION")))
+        .pool_idle_timeout(Duration::from_secs(60))
+        .dns_resolver(std::sync::Arc::new(Resolver))
+        .timeout(TIMEOUT);
+    let builder = match host.is_some_and(|host| host.is_loopback()) {
+        true => builder.no_proxy(),
+        false => builder,
+    };
+    builder.build().ok()
+}
+
+/// Posts a body.
+pub(super) async fn send(client: &Client, settings: &Settings, body: Vec<u8>) -> Sent {
+    let mut request = client
+        .post(settings.url.clone())
+        .header(header::CONTENT_TYPE, "application/json")
+        .body(body);
+    if let Some(token) = &settings.token {
+        request = request.bearer_auth(token.expose());
+    }
+    match request.send().await {
+        Ok(answer) => judge(answer.status(), answer.headers()),
+        Err(error) => Sent::Again(None, broken(&error)),
+    }
+}
+
+fn judge(status: StatusCode, headers: &header::HeaderMap) -> Sent {
+    let text = format!("it answered {}", status.as_u16());
+    match status.as_u16() {
+        200..=299 => Sent::Done,
+        408 | 425 | 429 | 500..=599 => {
+            let hint = headers
+                .get(header::RETRY_AFTER)
+                .and_then(|value| value.to_str().ok()?.trim().parse().ok())
+                .map(|seconds| Duration::from_secs(seconds).min(LONGEST_HINT));
+            Sent::Again(hint, text)
+        }
+        300..=399 => Sent::Refused(format!("{text}, and redirects are not followed")),
+        _ => Sent::Refused(text),
+    }
+}
+
+/// A failure without the address, which may hold what is secret.
+fn broken(error: &reqwest::Error) -> String {
+    let what = if error.is_timeout() {
+        "it did not answer in time"
+    } else if error.is_connect() {
+        "it cannot be reached"
+    } else {
+        "the request broke off"
+    };
+    let mut cause = std::error::Error::source(error);
+    while let Some(deeper) = cause.and_then(std::error::Error::source) {
+        cause = Some(deeper);
+    }
+    let cause = cause.map(|cause| format!(": {cause}"));
+    clip(&format!("{what}{}", cause.unwrap_or_default()), 300)
+}
+
+/// Resolves names by the system's means, and refuses those of metadata services.
+struct Resolver;
+
+impl Resolve for Resolver {
+    fn resolve(&self, name: Name) -> Resolving {
+        let name = name.as_str().to_owned();
+        Box::pin(async move {
+            let addresses: Vec<SocketAddr> =
+                tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
+            if addresses.iter().any(|address| is_metadata(address.ip())) {
+                return Err("the name leads to a metadata service".into());
+            }
+            Ok(Box::new(addresses.into_iter()) as Addrs)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_says_whether_another_try_helps() {
+        let headers = |wait: &'static str| {
+            let mut headers = header::HeaderMap::new();
+            headers.insert(header::RETRY_AFTER, header::HeaderValue::from_static(wait));
+            headers
+        };
+        let none = header::HeaderMap::new();
+        assert_eq!(judge(StatusCode::NO_CONTENT, &none), Sent::Done);
+        let again =
+            |seconds| Sent::Again(Some(Duration::from_secs(seconds)), "it answered 429".into());
+        assert_eq!(
+            judge(StatusCode::TOO_MANY_REQUESTS, &headers("7")),
+            again(7)
+        );
+        assert_eq!(
+            judge(StatusCode::TOO_MANY_REQUESTS, &headers("9999")),
+            again(60)
+        );
+        let refused = |status| matches!(judge(status, &none), Sent::Refused(_));
+        assert!(refused(StatusCode::FOUND) && refused(StatusCode::NOT_FOUND));
+        assert!(!refused(StatusCode::BAD_GATEWAY));
+    }
+}
