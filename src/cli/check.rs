@@ -135,6 +135,16 @@ fn describe(route: &Route, routes: &Routes, style: Style) -> String {
         Drift::Restore => "one that was changed there is restored",
     };
     text.push_str(&format!("\n  {existing}, {drift}"));
+    if route.observes() {
+        text.push_str("\n  observes: writes nothing there, and reports what differs");
+    }
+    if let Some(backup) = &route.backup {
+        let name = backup.to_string();
+        text.push_str(&format!(
+            "\n  before a moving tag moves, {} gets what it named",
+            clean(&name)
+        ));
+    }
     let gates: Vec<&str> = route.gates.kinds().iter().map(|gate| gate.name()).collect();
     if !gates.is_empty() {
         text.push_str(&format!("\n  gates {}", gates.join(", ")));
@@ -183,6 +193,10 @@ fn tags(selection: &Selection) -> String {
     match selection.moving.is_empty() {
         true => text.push_str("; all fixed"),
         false => text.push_str(&format!("; moving: {}", list(&selection.moving))),
+    }
+    if !selection.forward_only.is_empty() {
+        let rules = list(&selection.forward_only);
+        text.push_str(&format!("; only forward: {rules}"));
     }
     if selection.at_least > 0 {
         text.push_str(&format!("; at least {}", selection.at_least));
@@ -245,6 +259,8 @@ mod tests {
             selection,
             existing: Existing::Keep,
             drift: Drift::Restore,
+            backup: None,
+            mode: Default::default(),
             create: Create::Never,
             gates: Default::default(),
         }

@@ -159,7 +159,10 @@ fn head(board: &Board, now: Timestamp) -> String {
 
 fn routes(routes: &[RouteStatus], style: Style, width: Option<usize>, now: Timestamp) -> String {
     let rows = routes.iter().map(|route| {
-        let tags = tags(route, now);
+        let tags = match route.observes {
+            true => format!("observes: {}", tags(route, now)),
+            false => tags(route, now),
+        };
         [
             route.name.clone(),
             format!("{} {} {}", route.from, style.arrow(), route.to.join(", ")),

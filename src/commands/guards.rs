@@ -11,7 +11,8 @@ use crate::endpoint::{Origin, Source as _};
 use crate::job::{Gates, Key, TagRules};
 use crate::look::topology::{self, Topology};
 use crate::oci::Tag;
-use crate::route::Route;
+use crate::route::rules::TagRule;
+use crate::route::{Naming, Route};
 use crate::transfer::retry::{CurrentRules, RulesInForce};
 
 /// What a config lets stand between an act and its destination.
@@ -21,6 +22,28 @@ pub(super) struct Guards {
     pub(super) routes: Arc<[Arc<str>]>,
     /// The gates of the one that leads there from this source; without one, those of all.
     pub(super) gates: Arc<Gates>,
+    /// The tags that they let only go forward.
+    forward_only: Arc<[TagRule]>,
+    /// The name of the backup of a moving tag.
+    backup: Option<Naming>,
+}
+
+impl Guards {
+    /// The backup tag of a tag of the destination.
+    pub(super) fn backup(&self, there: &Tag) -> Option<Tag> {
+        let backup = self.backup.as_ref();
+        backup.filter(|_| explicit_rules(there).moving)?.name(there)
+    }
+
+    /// The rules of a tag that is ordered by its names on both sides.
+    pub(super) fn rules(&self, source: &Tag, there: &Tag) -> TagRules {
+        let rules = explicit_rules(there);
+        let mut forward_only = self.forward_only.iter();
+        TagRules {
+            forward_only: rules.moving && forward_only.any(|rule| rule.matches(source)),
+            ..rules
+        }
+    }
 }
 
 /// An act's source and destination, for what guards it.
@@ -45,7 +68,12 @@ impl Ends {
         let own = topology.routes_reading(self.from.origin(), source);
         let own: Vec<&Route> = own.filter(leads_here).collect();
         let guarding = if own.is_empty() { &routes } else { &own };
+        let forward_only = guarding
+            .iter()
+            .flat_map(|route| route.selection.forward_only.iter().cloned());
         Guards {
+            forward_only: forward_only.collect(),
+            backup: guarding.iter().find_map(|route| route.backup.clone()),
             gates: Gates::together(guarding.iter().map(|route| route.gates.clone())),
             routes: routes.iter().map(|route| route.name.clone()).collect(),
         }
@@ -76,8 +104,10 @@ impl Ends {
             *known = Some((topology, guards.clone()));
             let is_withdrawn = was_routed && guards.routes.is_empty();
             (!is_withdrawn).then(|| RulesInForce {
-                tag: explicit_rules(&key.destination.tag),
+                tag: guards.rules(&key.tag, &key.destination.tag),
+                backup: guards.backup(&key.destination.tag),
                 gates: guards.gates,
+                observes: false,
             })
         })
     }

@@ -34,7 +34,7 @@ pub use self::copy::{Copy, copy};
 pub use self::decide::{Decide, DecideError, decide};
 pub(crate) use self::directory::leads_to;
 pub use self::inspect::{Inspect, InspectError};
-pub(crate) use self::one_tag::{OneTag, named_by};
+pub(crate) use self::one_tag::{OneTag, named_by, routes_write};
 pub use self::probe::probe;
 pub(crate) use self::promote::promote_as_daemon;
 pub use self::promote::{Promote, promote};

@@ -30,6 +30,8 @@ pub(crate) struct OneTag {
 pub(crate) struct SourceTag {
     pub(crate) route: Arc<str>,
     pub(crate) gates: Arc<Gates>,
+    /// Whether the route lets the tag only go forward.
+    pub(crate) forward_only: bool,
     pub(crate) tag: Tag,
     pub(crate) repository: Repository,
 }
@@ -44,6 +46,7 @@ impl OneTag {
         topology: &Topology,
         ledger: &Ledger,
     ) -> Result<OneTag, Undecided> {
+        routes_write(resolved, topology)?;
         let target = &resolved.target;
         let (Some(repository), Some(tag)) = (target.repository(), target.tag()) else {
             let text =
@@ -153,6 +156,22 @@ impl OneTag {
     }
 }
 
+/// Refuses to decide about tags of a route that writes nothing.
+///
+/// # Errors
+/// Where a route observes.
+pub(crate) fn routes_write(resolved: &Resolved, topology: &Topology) -> Result<(), Undecided> {
+    let names = resolved.routes.iter();
+    let mut routes = names.filter_map(|name| topology.route(name));
+    match routes.find(|route| route.observes()) {
+        None => Ok(()),
+        Some(route) => Err(Undecided::Conflict(format!(
+            "route {} observes (`mode: observe`): it writes nothing to {}",
+            route.name, resolved.target
+        ))),
+    }
+}
+
 /// What a tag names.
 ///
 /// # Errors
@@ -235,6 +254,7 @@ fn source_of(
     Some(SourceTag {
         route: route.name.clone(),
         gates: route.gates.clone(),
+        forward_only: route.selection.is_forward_only(&tag),
         repository: topology.source(route, &repository),
         tag,
     })

@@ -410,7 +410,8 @@ impl PairPromotion<'_> {
             },
             routes: self.guards.routes.clone(),
             gates: self.guards.gates.clone(),
-            rules: explicit_rules(there),
+            backup: self.guards.backup(there),
+            rules: self.guards.rules(tag, there),
             source: source
                 .and_then(|tag| tag.digest)
                 .map_or(TagState::Unknown, TagState::At),

@@ -23,7 +23,7 @@ use crate::config::Config;
 use crate::decision::{Decision, Kind, Numbered, Target};
 use crate::endpoint::Source as _;
 use crate::fault::{Class, Fault};
-use crate::job::{Actor, Companions, Job, Key, LONG_WAIT, Outcome, Remarks, TagId};
+use crate::job::{Actor, Companions, Job, Key, LONG_WAIT, Outcome, Remarks, TagId, TagRules};
 use crate::ledger::{Ledger, RunFacts};
 use crate::look::topology::Topology;
 use crate::oci::Digest;
@@ -309,7 +309,12 @@ impl<'a> Act<'a> {
             },
         };
         let actor = self.actor.clone();
+        let rules = TagRules {
+            forward_only: from.is_some_and(|from| from.forward_only),
+            ..TagRules::default()
+        };
         Job {
+            rules,
             routes: way.tag.routes.clone(),
             gates: from.map(|from| from.gates.clone()).unwrap_or_default(),
             companions,

@@ -1,6 +1,8 @@
 //! `routes` and their `defaults`: what goes where, under which rules; and what cannot be right
 //! between them.
 
+mod backup;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -17,7 +19,7 @@ use crate::fault::clip;
 use crate::job::{Drift, Existing, ScanSide};
 use crate::oci::Tag;
 use crate::route::rules::{Selection, TagRule};
-use crate::route::{Create, Pattern, Route, Template};
+use crate::route::{Create, Mode, Naming, Pattern, Route, Template};
 
 /// Most routes: they are compared with each other.
 const MOST_ROUTES: usize = 2000;
@@ -51,6 +53,11 @@ keys! {
         existing: Option<Existing>,
         /// What happens to a production tag that we wrote and a person changed. Default: keep.
         drift: Option<Drift>,
+        /// `observe`: nothing is written, what differs is reported. Default: promote.
+        mode: Option<Mode>,
+        /// The tag that gets what a moving tag named, before that moves: `{tag}` is the tag in
+        /// production.
+        backup: Option<String>,
         /// What happens when a destination repository is missing (ECR). Default: never.
         create: Option<Creates>,
         /// How repositories are set up that `create: template` makes.
@@ -71,6 +78,8 @@ keys! {
         newest: Option<Number>,
         /// Tags that may name another digest later. Default: latest.
         moving: Option<OneOrMany>,
+        /// Moving tags that never go to an image with a lower version. Default: none.
+        forward_only: Option<OneOrMany>,
         /// Fewer chosen tags fail the look: nothing of that repository is promoted. Default: 0.
         at_least: Option<Number>,
     }
@@ -104,9 +113,12 @@ struct Rules {
     exclude: Option<Vec<TagRule>>,
     newest: Option<NonZeroU32>,
     moving: Option<Vec<TagRule>>,
+    forward_only: Option<Vec<TagRule>>,
     at_least: Option<usize>,
     existing: Option<Existing>,
     drift: Option<Drift>,
+    mode: Option<Mode>,
+    backup: Option<Naming>,
     create: Option<Creates>,
     template: Option<Arc<ecr::Template>>,
     gates: gates::Written,
@@ -136,6 +148,11 @@ word_schema!(Existing, "Existing", EXISTING.map(|(word, _)| word));
 const DRIFT: [(&str, Drift); 2] = [("keep", Drift::Keep), ("restore", Drift::Restore)];
 
 word_schema!(Drift, "Drift", DRIFT.map(|(word, _)| word));
+
+/// As it is written.
+const MODES: [(&str, Mode); 2] = [("promote", Mode::Promote), ("observe", Mode::Observe)];
+
+word_schema!(Mode, "Mode", MODES.map(|(word, _)| word));
 
 word_schema!(Creates, "Create", CREATES.map(|(word, _)| word));
 
@@ -204,9 +221,12 @@ fn rules(keys: RulesKeys<'_>) -> Rules {
         exclude: tags.exclude.map(|item| tag_rules(&item)),
         newest: tags.newest.and_then(|item| item.parse(newest)),
         moving: tags.moving.map(|item| tag_rules(&item)),
+        forward_only: tags.forward_only.map(|item| tag_rules(&item)),
         at_least: tags.at_least.and_then(|item| item.parse(at_least)),
         existing: keys.existing.and_then(|item| item.one_of(EXISTING)),
         drift: keys.drift.and_then(|item| item.one_of(DRIFT)),
+        mode: keys.mode.and_then(|item| item.one_of(MODES)),
+        backup: keys.backup.and_then(|item| item.parse(backup::name)),
         create: keys.create.and_then(|item| item.one_of(CREATES)),
         template: keys.template.and_then(|item| template(&item)).map(Arc::new),
         gates: keys
@@ -341,6 +361,7 @@ fn route<'a>(
     );
     let route = merged(&name, from, to, own, defaults);
     check_exemptions(item, &route);
+    backup::check(item, &route);
     Some(Written {
         route,
         name: name_item.unwrap_or_else(|| from_item.clone()),
@@ -417,6 +438,10 @@ fn merged(name: &str, from: Pattern, to: Vec<Template>, own: Rules, defaults: &R
         exclude: own.exclude.or(defaults.exclude).unwrap_or_default(),
         newest: own.newest.or(defaults.newest),
         moving: own.moving.or(defaults.moving).unwrap_or_else(latest),
+        forward_only: own
+            .forward_only
+            .or(defaults.forward_only)
+            .unwrap_or_default(),
         at_least: own.at_least.or(defaults.at_least).unwrap_or_default(),
     };
     let existing = own.existing.or(defaults.existing).unwrap_or_default();
@@ -436,6 +461,8 @@ fn merged(name: &str, from: Pattern, to: Vec<Template>, own: Rules, defaults: &R
         selection,
         existing,
         drift,
+        mode: own.mode.or(defaults.mode).unwrap_or_default(),
+        backup: own.backup.or(defaults.backup),
         create,
         gates: gates::merged(own.gates, &defaults.gates),
     }

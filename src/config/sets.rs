@@ -93,6 +93,12 @@ fn member(
         ));
         return None;
     }
+    if route.observes() {
+        item.wrong(format!(
+            "route {name} only observes (`mode: observe`): the set would wait for it for ever"
+        ));
+        return None;
+    }
     if !takes_fixed_tags(route) {
         item.wrong(format!(
             "route {name} takes no fixed tag: a moving tag of a set only moves to what a fixed tag of each member names"

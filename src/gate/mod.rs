@@ -10,6 +10,7 @@
 //! | [`min_age`] | how long ago staging was first seen to name the digest | time |
 //! | [`window`] | the hours of the week | time |
 //! | [`approval`] | how many principals agree | decisions |
+//! | [`forward_only`] | the versions of what a moving tag names on both sides | evidence |
 //!
 //! Evidence is judged before anything is carried, since a digest can be pulled without a tag; all
 //! gates are judged again with fresh facts directly before the tag moves. What cannot be evaluated
@@ -17,6 +18,7 @@
 
 pub mod approval;
 pub mod command;
+pub mod forward_only;
 pub mod http;
 pub mod min_age;
 pub mod question;

@@ -18,6 +18,8 @@ use crate::week::Hours;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum GateKind {
+    /// The versions of what a moving tag names: a rule of tags, which is judged like a gate.
+    ForwardOnly,
     /// Artifact types that are attached.
     Referrers,
     /// The time since staging was first seen to name the digest.
@@ -40,7 +42,8 @@ pub enum GateKind {
 
 impl GateKind {
     /// All of them.
-    pub const ALL: [GateKind; 9] = [
+    pub const ALL: [GateKind; 10] = [
+        GateKind::ForwardOnly,
         GateKind::MinAge,
         GateKind::Window,
         GateKind::Approval,
@@ -55,6 +58,7 @@ impl GateKind {
     /// The name in the config, in reports and in metrics.
     pub fn name(self) -> &'static str {
         match self {
+            GateKind::ForwardOnly => "forward_only",
             GateKind::Referrers => "referrers",
             GateKind::MinAge => "min_age",
             GateKind::Window => "window",
@@ -71,7 +75,8 @@ impl GateKind {
     /// and approvals.
     pub fn is_evidence(self) -> bool {
         match self {
-            GateKind::Referrers
+            GateKind::ForwardOnly
+            | GateKind::Referrers
             | GateKind::Signature
             | GateKind::Attestation
             | GateKind::Scan
@@ -278,6 +283,7 @@ impl Gates {
         GateKind::ALL
             .into_iter()
             .filter(|kind| match kind {
+                GateKind::ForwardOnly => false,
                 GateKind::Referrers => !self.referrers.is_empty(),
                 GateKind::MinAge => self.min_age.is_some(),
                 GateKind::Window => self.window.is_some(),

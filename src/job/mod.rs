@@ -234,6 +234,8 @@ pub struct TagRules {
     pub existing: Existing,
     /// For a tag that was changed since we wrote it.
     pub drift: Drift,
+    /// Whether the tag, which is moving, never goes to a lower version.
+    pub forward_only: bool,
 }
 
 /// What a look has learnt of one side of a tag.
@@ -290,6 +292,8 @@ pub struct Job {
     pub rules: TagRules,
     /// The gates of the route.
     pub gates: Arc<Gates>,
+    /// The tag that gets what the tag named, before it moves.
+    pub backup: Option<Tag>,
     /// What the look saw at the source.
     pub source: TagState,
     /// What the look saw at the destination.
@@ -347,6 +351,7 @@ impl Job {
             routes: Arc::default(),
             rules: TagRules::default(),
             gates: Arc::default(),
+            backup: None,
             source: TagState::At(to),
             destination: TagState::Unknown,
             destination_via: ObservedVia::Tag,

@@ -71,6 +71,9 @@ pub(super) struct DestinationLook<'a, B: Repositories> {
 /// A job begins anew so often when staging moves its tag.
 const MOVES: usize = 5;
 
+/// Why a tag is not promoted that a route observes.
+const OBSERVES: &str = "the route observes (`mode: observe`): nothing is written";
+
 /// Whether a tag with this outcome is still to be promoted.
 fn stays_pending(outcome: Outcome) -> bool {
     matches!(
@@ -269,6 +272,13 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
             .jobs_planned
             .fetch_add(1, Ordering::Relaxed);
         let mut completion = self.complete(job, tally).await;
+        let is_to_come = matches!(
+            completion.outcome,
+            Outcome::Planned | Outcome::Waiting | Outcome::Held
+        );
+        if is_to_come && look.route.observes() {
+            completion.reasons.push(OBSERVES.into());
+        }
         completion.cost.requests += tally.requests();
         self.settle_companions(job, std::mem::take(&mut completion.companions))
             .await;
@@ -427,6 +437,7 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
             routes: Arc::from([look.route.name.clone()]),
             rules: look.route.rules_for(tag),
             gates: look.route.gates.clone(),
+            backup: look.route.backup_of(tag, &self.there(tag)),
             source: compared.source,
             destination: compared.destination,
             destination_via: compared.destination_via,
@@ -441,7 +452,7 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
             pinned: None,
             expect: look.request.digest,
             replace: None,
-            dry_run: look.request.options.dry_run,
+            dry_run: look.plans_alone(),
             refused: self.refused.clone(),
             ends_when_moved: false,
             pushed: self.pushed(tag),

@@ -185,6 +185,11 @@ impl<B: Repositories> RepositoryLook<'_, B> {
         look
     }
 
+    /// Whether its jobs plan and write nothing.
+    fn plans_alone(&self) -> bool {
+        self.request.options.dry_run || self.route.observes()
+    }
+
     /// Whether the look tells the state of the route: a look at all tags that is no dry run.
     fn is_whole(&self) -> bool {
         self.request.tags.is_empty() && !self.request.options.dry_run
@@ -331,17 +336,13 @@ impl<B: Repositories> RepositoryLook<'_, B> {
             let alone = list
                 .keys()
                 .filter(|tag| side.naming.made(tag) && !tag.travels_with_subject())
-                .filter(|tag| !named.contains(*tag));
+                .filter(|tag| !named.contains(*tag))
+                .filter(|tag| !self.route.is_backup(tag, &side.naming));
             found.totals.only_in_destination = alone.count() as u64;
         }
-        let nameable = |tag: &&Tag| side.naming.name(tag).is_some();
-        found.trouble.extend(
-            listing
-                .chosen
-                .iter()
-                .filter(|tag| !nameable(tag))
-                .map(|tag| self.nameless(side, tag)),
-        );
+        let unnamed = self.unnamed(side, listing);
+        let nameable = |tag: &&Tag| !unnamed.contains_key(*tag);
+        found.trouble.extend(unnamed.values().cloned());
         let (moving, fixed): (Vec<Tag>, Vec<Tag>) = listing
             .chosen
             .iter()
@@ -361,13 +362,29 @@ impl<B: Repositories> RepositoryLook<'_, B> {
         found
     }
 
-    /// A tag that has no name at the destination.
-    fn nameless(&self, side: &Side<B::Repository>, tag: &Tag) -> Trouble {
+    /// The chosen tags that are not promoted because of their names, with the reasons.
+    fn unnamed(&self, side: &Side<B::Repository>, listing: &Listing) -> BTreeMap<Tag, Trouble> {
         let address = side.repository.address();
-        Trouble::from(&Fault::rejected(format!(
-            "route {}: {tag} would be too long a tag under its name in {address}",
-            self.route.name
-        )))
+        let names_there = |tag: &Tag| {
+            let there = side.naming.name(tag)?;
+            let backup = self.route.backup.as_ref();
+            let backup = backup.filter(|_| self.route.selection.is_moving(tag));
+            backup
+                .is_none_or(|backup| backup.name(&there).is_some())
+                .then_some(there)
+        };
+        let of_tag = |tag: &Tag| {
+            let text = match names_there(tag) {
+                None => format!("{tag} would be too long a tag under its name in {address}"),
+                Some(there) if self.route.is_backup(&there, &side.naming) => format!(
+                    "{tag} is not promoted: {there} in {address} is the backup of a moving tag (leave it out by `exclude`)"
+                ),
+                Some(_) => return None,
+            };
+            let text = format!("route {}: {text}", self.route.name);
+            Some((tag.clone(), Trouble::from(&Fault::rejected(text))))
+        };
+        listing.chosen.iter().filter_map(of_tag).collect()
     }
 
     fn blind(&self, fault: Fault) -> DestinationResult {

@@ -174,6 +174,8 @@ impl<B: Repositories> Topology<B> {
         is_wanted.then(|| RulesInForce {
             tag: route.rules_for(&key.tag),
             gates: route.gates.clone(),
+            backup: route.backup_of(&key.tag, &place.tag),
+            observes: route.observes(),
         })
     }
 

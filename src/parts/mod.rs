@@ -351,7 +351,7 @@ impl Parts {
                 route.to.iter().map(|template| &**template.registry()),
             );
             self.transfer
-                .prepare_gates(&route.name, &route.gates.kinds());
+                .prepare_gates(&route.name, &route.gate_kinds());
             let literal = route.from.literal();
             for side in literal
                 .iter()
@@ -519,6 +519,8 @@ mod tests {
                 existing: Existing::Adopt,
                 drift: Drift::Keep,
                 create: Default::default(),
+                backup: None,
+                mode: Default::default(),
                 gates: Default::default(),
             }
         };

@@ -141,6 +141,8 @@ mod tests {
             selection: Default::default(),
             existing: Existing::Keep,
             drift: Drift::Keep,
+            backup: None,
+            mode: Default::default(),
             create: Default::default(),
             gates: Default::default(),
         })

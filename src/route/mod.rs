@@ -15,8 +15,18 @@ pub use self::pattern::{Naming, ParseError, Pattern, Template};
 
 use self::rules::Selection;
 pub use crate::endpoint::Create;
-use crate::job::{Drift, Existing, Gates, TagRules};
+use crate::job::{Drift, Existing, GateKind, Gates, TagRules};
 use crate::oci::{RepositoryName, Tag};
+
+/// What a route does with a tag that is to be promoted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Mode {
+    /// It is promoted.
+    #[default]
+    Promote,
+    /// It is reported: nothing is written at the destination.
+    Observe,
+}
 
 /// One entry of the config's `routes`.
 #[derive(Clone, Debug)]
@@ -33,6 +43,10 @@ pub struct Route {
     pub existing: Existing,
     /// What happens to a production tag that was changed outside the daemon.
     pub drift: Drift,
+    /// Whether it writes.
+    pub mode: Mode,
+    /// The name of the tag that gets what a moving tag named, before that moves.
+    pub backup: Option<Naming>,
     /// What happens when a destination repository is missing.
     pub create: Create,
     /// What must be so before a tag moves.
@@ -46,7 +60,36 @@ impl Route {
             moving: self.selection.is_moving(tag),
             existing: self.existing,
             drift: self.drift,
+            forward_only: self.selection.is_forward_only(tag),
         }
+    }
+
+    /// Whether it writes nothing at its destinations.
+    pub fn observes(&self) -> bool {
+        self.mode == Mode::Observe
+    }
+
+    /// The backup tag of a tag, which has these names at the source and at the destination. `None`:
+    /// there is none, or its name would be too long.
+    pub fn backup_of(&self, tag: &Tag, there: &Tag) -> Option<Tag> {
+        let backup = self.backup.as_ref();
+        backup
+            .filter(|_| self.selection.is_moving(tag))?
+            .name(there)
+    }
+
+    /// Whether a tag of a destination is the backup of a moving tag there.
+    pub fn is_backup(&self, tag: &Tag, naming: &Naming) -> bool {
+        let backed_up = self.backup.as_ref().and_then(|backup| backup.original(tag));
+        let original = backed_up.and_then(|there| naming.original(&there));
+        original.is_some_and(|tag| self.selection.is_moving(&tag))
+    }
+
+    /// What is judged before a tag moves: gates, and the rules of tags that are judged like gates.
+    pub fn gate_kinds(&self) -> Vec<GateKind> {
+        let forward_only = !self.selection.forward_only.is_empty();
+        let forward_only = forward_only.then_some(GateKind::ForwardOnly);
+        forward_only.into_iter().chain(self.gates.kinds()).collect()
     }
 
     /// Whether a tag has the same name at each destination.
@@ -120,6 +163,8 @@ mod tests {
                 selection,
                 existing,
                 drift,
+                backup: None,
+                mode: Mode::Promote,
                 create: Create::Never,
                 gates: Arc::default(),
             }
@@ -142,6 +187,7 @@ mod tests {
             moving: true,
             existing: Existing::Adopt,
             drift: Drift::Keep,
+            forward_only: false,
         };
         assert_eq!(routes.0[0].rules_for(&"latest".parse().unwrap()), expected);
         assert!(!routes.0[0].rules_for(&"v1".parse().unwrap()).moving);

@@ -205,6 +205,8 @@ pub struct Selection {
     pub newest: Option<NonZeroU32>,
     /// Tags that may name another digest later. Every other tag is fixed.
     pub moving: Vec<TagRule>,
+    /// Moving tags that never go to an image with a lower version.
+    pub forward_only: Vec<TagRule>,
     /// A repository with fewer chosen tags is not what it should be: nothing of it is promoted.
     pub at_least: usize,
 }
@@ -217,6 +219,7 @@ impl Selection {
             ("include", &self.include),
             ("exclude", &self.exclude),
             ("moving", &self.moving),
+            ("forward_only", &self.forward_only),
         ];
         for (key, rule) in all
             .into_iter()
@@ -251,6 +254,13 @@ impl Selection {
             if !self.passes(&tag) && tag.as_str() != "latest" {
                 idle.push(format!(
                     "moving: {rule} can never match: include and exclude do not take that tag"
+                ));
+            }
+        }
+        for rule in &self.forward_only {
+            if rule.literal().is_some_and(|tag| !self.is_moving(&tag)) {
+                idle.push(format!(
+                    "forward_only: {rule} can never match: it is no moving tag"
                 ));
             }
         }
@@ -299,6 +309,13 @@ impl Selection {
     /// Whether the tag may name another digest later.
     pub fn is_moving(&self, tag: &Tag) -> bool {
         first_match(&self.moving, tag).is_some()
+    }
+}
+
+impl Selection {
+    /// Whether the tag moves, and never to a lower version.
+    pub fn is_forward_only(&self, tag: &Tag) -> bool {
+        self.is_moving(tag) && first_match(&self.forward_only, tag).is_some()
     }
 }
 

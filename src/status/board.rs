@@ -80,6 +80,9 @@ pub struct RouteStatus {
     pub from: String,
     /// Where it writes.
     pub to: Vec<String>,
+    /// Whether it writes nothing, and reports what differs.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub observes: bool,
     /// Source repositories that fall to it, as of the last discovery.
     pub repositories: usize,
     /// When a look last ended.

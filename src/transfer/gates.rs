@@ -141,7 +141,8 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
 
     async fn judge_gates(&self, facts: &TagFacts, phase: Phase) -> Result<Permission, Fault> {
         let gates = self.gates_in_force()?;
-        let Some(digest) = facts.source.filter(|_| !gates.is_empty()) else {
+        let is_judged = !gates.is_empty() || self.planned_rules().forward_only;
+        let Some(digest) = facts.source.filter(|_| is_judged) else {
             *self.lock_judged() = None;
             return Ok(Permission::Name);
         };
@@ -173,6 +174,16 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         phase: Phase,
         judged: &mut Judged,
     ) -> Result<(), Fault> {
+        if self.planned_rules().forward_only {
+            let passed = judged.approvals.override_of(GateKind::ForwardOnly);
+            let is_passed = match passed.map(GateOverride::judgement) {
+                Some(judgement) => judged.add(judgement),
+                None => judged.add_answer(self.judge_versions(facts, digest, phase).await?),
+            };
+            if !is_passed {
+                return Ok(());
+            }
+        }
         let first = judged.gates.clone();
         for gates in iter::successors(Some(first), |gates| gates.beside.clone()) {
             self.judge_route(&gates, facts, digest, phase, judged)
@@ -357,7 +368,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         let gates = self.gates_in_force()?;
         let judged = self.lock_judged();
         let Some(judged) = judged.as_ref() else {
-            return Ok(gates.is_empty());
+            return Ok(gates.is_empty() && !self.planned_rules().forward_only);
         };
         let is_old = judged.answered.is_some_and(|at| at.elapsed() >= HOLDS);
         if is_old || judged.gates != gates || judged.permission() != Permission::Name {

@@ -11,6 +11,7 @@ pub mod absent;
 pub mod accepts;
 mod admission;
 mod approvals;
+mod backup;
 pub mod bandwidth;
 mod blob;
 mod bounds;
@@ -54,6 +55,7 @@ mod torn;
 mod upload;
 mod verdict;
 pub mod verify;
+mod versions;
 
 use std::collections::{BTreeSet, HashSet};
 use std::panic::AssertUnwindSafe;
@@ -89,6 +91,7 @@ pub use self::settle::Settle;
 use self::statements::Statements;
 use self::suspended::SuspendedNames;
 use self::verdict::KnownContents;
+use self::versions::KnownVersions;
 use crate::byte_threads::ByteThreads;
 use crate::clock;
 use crate::endpoint::{Destination, Origin, Source, Tally};
@@ -161,6 +164,7 @@ pub struct Engine {
     unproven: Arc<Mutex<HashSet<(TagId, Digest)>>>,
     suspended: SuspendedNames,
     contents: KnownContents,
+    versions: KnownVersions,
     questions: Questions,
     statements: Statements,
     sets: SetMembers,
@@ -206,6 +210,7 @@ impl Engine {
             unproven: Arc::default(),
             suspended: SuspendedNames::default(),
             contents: KnownContents::default(),
+            versions: KnownVersions::default(),
             questions: Questions::default(),
             statements: Statements::default(),
             sets: SetMembers::default(),

@@ -1,10 +1,11 @@
 //! Name: moves a tag. Every PUT by tag goes through [`Promotion::move_tag`]: the image's own tag,
-//! companion tags and fallback lists, for the daemon, `copy` and `promote` alike.
+//! companion tags, fallback lists and backups, for the daemon, `copy` and `promote` alike.
 //!
 //! | step | does | next |
 //! |---|---|---|
 //! | [`Prepare`](Step::Prepare) | makes the intent durable, has the push token at hand | judge |
-//! | [`Judge`](Step::Judge) | asks the rules and the decisions in force, judges the gates, waits for its turn in its set | admit |
+//! | [`Judge`](Step::Judge) | asks the rules and the decisions in force, judges the gates, waits for its turn in its set | back up |
+//! | [`BackUp`](Step::BackUp) | gives what the tag names to its backup tag, if it has one | admit |
 //! | [`Admit`](Step::Admit) | waits for the rate limiters, with nothing but the job's permit | ask |
 //! | [`Ask`](Step::Ask) | takes a naming permit, resolves staging and production at once, one attempt each, where the answer is old | send, or the plan again |
 //! | [`Send`](Step::Send) | the PUT, repeated after a refusal while production's answer is fresh | done, repair, or pause |
@@ -75,6 +76,8 @@ pub(super) enum NameOrigin<'a> {
     Companion(&'a Tag),
     /// A list that the engine made.
     List,
+    /// Production itself: what the job's tag names there.
+    Backup,
 }
 
 /// The result of naming.
@@ -91,6 +94,8 @@ pub(super) enum Named {
     Gated,
     /// It waits for its set. Nothing was named.
     InSet(SetWait),
+    /// Its backup tag stays as it is. Nothing was named.
+    NoBackup(String),
 }
 
 /// What a tag names by the answer of one side, and when that came. `None`: the side was not asked.
@@ -106,6 +111,7 @@ enum Side {
 enum Step {
     Prepare,
     Judge,
+    BackUp,
     Admit,
     Ask,
     Send(NamingPermit),
@@ -123,6 +129,8 @@ struct Namer<'a, S, D> {
     rounds: Rounds,
     repairs: usize,
     state: RetryState,
+    /// Whether what the tag names has its backup.
+    is_backed_up: bool,
     /// Whether this job made the intent, so that it may remove it.
     is_new_intent: bool,
     /// Whether a PUT was sent that is not known to have been refused.
@@ -139,6 +147,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             naming,
             repairs: 0,
             state: RetryState::new(self.engine.settings.retry),
+            is_backed_up: false,
             is_new_intent: false,
             may_have_arrived: false,
         };
@@ -181,13 +190,21 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         self.in_force().map(|rules| rules.gates)
     }
 
+    /// The backup tag of the job's own tag by the config in force.
+    ///
+    /// # Errors
+    /// As [`Promotion::rules_in_force`].
+    pub(super) fn backup_in_force(&self) -> Result<Option<Tag>, Fault> {
+        self.in_force().map(|rules| rules.backup)
+    }
+
     fn in_force(&self) -> Result<RulesInForce, Fault> {
         let is_withdrawn = self.stop.withdrawn.is_cancelled();
         let rules = self
             .stop
             .rules
             .of(self.job, self.source.origin())
-            .filter(|_| !is_withdrawn);
+            .filter(|rules| !is_withdrawn && (self.job.dry_run || !rules.observes));
         rules.ok_or_else(Fault::cancelled)
     }
 
@@ -214,6 +231,7 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
             step = match step {
                 Step::Prepare => self.prepare().await?,
                 Step::Judge => self.judge().await?,
+                Step::BackUp => self.back_up().await?,
                 Step::Admit => self.admit().await?,
                 Step::Ask => self.ask().await?,
                 Step::Send(permit) => self.send(permit).await?,
@@ -279,18 +297,36 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
             NameOrigin::Job => {
                 self.promotion.judge(&self.facts, Phase::Name).await? == Permission::Name
             }
-            NameOrigin::Companion(_) | NameOrigin::List => self.promotion.companions_may_move(),
+            NameOrigin::Companion(_) | NameOrigin::List | NameOrigin::Backup => {
+                self.promotion.companions_may_move()
+            }
         };
         if !may_move {
             return Ok(Step::Done(Named::Gated));
         }
         let wait = match self.naming.origin {
             NameOrigin::Job => self.promotion.turn_in_set(self.digest()).await?,
-            NameOrigin::Companion(_) | NameOrigin::List => None,
+            NameOrigin::Companion(_) | NameOrigin::List | NameOrigin::Backup => None,
         };
         Ok(match wait {
             Some(wait) => Step::Done(Named::InSet(wait)),
-            None => Step::Admit,
+            None => Step::BackUp,
+        })
+    }
+
+    /// Backs up what the job's own tag names, once.
+    async fn back_up(&mut self) -> Result<Step, Fault> {
+        let is_own = matches!(self.naming.origin, NameOrigin::Job);
+        if !is_own || self.is_backed_up {
+            return Ok(Step::Admit);
+        }
+        let production = self.naming.planned.destination;
+        Ok(match self.promotion.back_up(production).await? {
+            Some(named) => Step::Done(named),
+            None => {
+                self.is_backed_up = true;
+                Step::Admit
+            }
         })
     }
 
@@ -321,7 +357,7 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
     fn verdicts_hold(&self) -> Result<bool, Fault> {
         match self.naming.origin {
             NameOrigin::Job => self.promotion.verdicts_hold(),
-            NameOrigin::Companion(_) | NameOrigin::List => Ok(true),
+            NameOrigin::Companion(_) | NameOrigin::List | NameOrigin::Backup => Ok(true),
         }
     }
 
@@ -638,7 +674,7 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
                 promotion.remember_manifests(image.subjects.clone()).await;
                 promotion.remember_tag(Some(image.top.digest)).await;
             }
-            NameOrigin::Companion(_) | NameOrigin::List => {
+            NameOrigin::Companion(_) | NameOrigin::List | NameOrigin::Backup => {
                 if let Err(fault) = promotion
                     .engine
                     .ledger
@@ -704,7 +740,7 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
         match self.naming.origin {
             NameOrigin::Job => self.promotion.job.pinned.is_none(),
             NameOrigin::Companion(_) => true,
-            NameOrigin::List => false,
+            NameOrigin::List | NameOrigin::Backup => false,
         }
     }
 
@@ -735,7 +771,7 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
     fn source_tag(&self) -> &Tag {
         match self.naming.origin {
             NameOrigin::Companion(tag) => tag,
-            NameOrigin::Job | NameOrigin::List => &self.promotion.job.key.tag,
+            NameOrigin::Job | NameOrigin::List | NameOrigin::Backup => &self.promotion.job.key.tag,
         }
     }
 

@@ -277,6 +277,7 @@ mod tests {
                 } else {
                     job::Drift::Keep
                 },
+                forward_only: false,
             };
             let got = [
                 rules(false, false),

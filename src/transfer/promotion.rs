@@ -271,6 +271,10 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             Named::Again(newer) => Round::Again(newer),
             Named::Gated => Round::complete(self.gated(&facts)),
             Named::InSet(wait) => Round::complete(Completion::waits_for_set(&facts, wait)),
+            Named::NoBackup(reason) => {
+                let decision = Decision::Refused(reason);
+                Round::complete(Completion::untouched(decision, &facts))
+            }
         })
     }
 

@@ -20,6 +20,7 @@ use crate::backoff::Backoff;
 use crate::endpoint::Origin;
 use crate::fault::{Class, Fault};
 use crate::job::{Gates, Job, Key, SHORT_WAIT, TagRules};
+use crate::oci::Tag;
 use crate::random;
 
 /// How often and how long to try.
@@ -192,12 +193,18 @@ pub struct RulesInForce {
     pub tag: TagRules,
     /// The gates of the route.
     pub gates: Arc<Gates>,
+    /// The tag that gets what a moving tag named, before that moves.
+    pub backup: Option<Tag>,
+    /// Whether the route writes nothing: its jobs only plan.
+    pub observes: bool,
 }
 
 impl From<TagRules> for RulesInForce {
     fn from(tag: TagRules) -> RulesInForce {
-        let gates = Arc::default();
-        RulesInForce { tag, gates }
+        RulesInForce {
+            tag,
+            ..RulesInForce::default()
+        }
     }
 }
 
@@ -216,6 +223,8 @@ impl CurrentRules {
         let began_with = || RulesInForce {
             tag: job.rules,
             gates: job.gates.clone(),
+            backup: job.backup.clone(),
+            observes: false,
         };
         match &self.0 {
             Some(rules) => rules(&job.key, source),

@@ -125,6 +125,7 @@ impl World {
                 ..TagRules::default()
             },
             gates: Default::default(),
+            backup: None,
             source: TagState::Unknown,
             destination: TagState::Unknown,
             destination_via: ObservedVia::Tag,

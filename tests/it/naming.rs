@@ -25,6 +25,7 @@ const FIXED: TagRules = TagRules {
     moving: false,
     existing: Existing::Keep,
     drift: Drift::Keep,
+    forward_only: false,
 };
 
 fn busy(seconds: u64) -> Class {

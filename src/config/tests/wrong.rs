@@ -398,6 +398,18 @@ const ROUTES: &[(&str, &str)] = &[
         "10:17: routes[0].tags.include[0]: \"[a-z]\" can match no tag (a tag has 1 to 128 of letters, digits, _ . - and does not start with . or -; a regular expression is written /between slashes/, a range of versions semver:>=1.2)\n10:26: routes[0].tags.include[1]: \".*\" can match no tag (a tag has 1 to 128 of letters, digits, _ . - and does not start with . or -; a regular expression is written /between slashes/, a range of versions semver:>=1.2)\n10:32: routes[0].tags.include[2]: \"/(/\" is not a regular expression: unclosed group\n10:39: routes[0].tags.include[3]: \"semver:>=one\" is not a range of versions: unexpected character 'o' while parsing major version number (examples: semver:>=1.2 <3, semver:1.x, semver:^2.1 || ^3)\n10:55: routes[0].tags.include[4]: \"semver:>=1 <\" is not a range of versions: nothing follows < (examples: semver:>=1.2 <3, semver:1.x, semver:^2.1 || ^3)",
     ),
     (
+        "  - from: s/app\n    to: p/app\n    backup: previous\n    mode: look\n    tags: {include: x, forward_only: \"[\"}\n",
+        "9:13: routes[0].backup: \"previous\" is no name for a backup tag: it has {tag} once and more beside it, as in \"{tag}.previous\"\n10:11: routes[0].mode: \"look\" is none of promote, observe\n11:38: routes[0].tags.forward_only: \"[\" can match no tag (a tag has 1 to 128 of letters, digits, _ . - and does not start with . or -; a regular expression is written /between slashes/, a range of versions semver:>=1.2)",
+    ),
+    (
+        "  - from: s/app\n    to: p/app\n    backup: \"{tag}.previous\"\n    tags: {include: \"*\"}\n",
+        "7:5: routes[0].backup: latest.previous would be the backup of latest, and a tag that the rules choose: exclude it (`tags: {exclude: [\"*.previous\"]}`)",
+    ),
+    (
+        "  - from: s/app\n    to: p/app\n    backup: \"{tag}-old\"\n    tags: {include: \"rel-*\", moving: \"rel-*\"}\n",
+        "7:5: routes[0].backup: rel-x-old would be the backup of rel-x, and a tag that the rules choose: exclude it (`tags: {exclude: [\"*-old\"]}`)",
+    ),
+    (
         "  - from: s/app\n    to: p/app\n    tags: {include: x, at_least: few}\n",
         "9:34: routes[0].tags.at_least: \"few\" is not a number of tags",
     ),
@@ -686,7 +698,8 @@ fn a_set_has_routes_that_can_move_together() {
                   - {name: api, from: s/api, to: p/api, tags: {include: [latest, \"v*\"]}}\n  \
                   - {name: web, from: s/web, to: p/web, tags: {include: [\"*\"]}}\n  \
                   - {name: wild, from: \"s/x/*\", to: \"p/x/{1}\", tags: {include: [\"*\"]}}\n  \
-                  - {name: loose, from: s/loose, to: p/loose, tags: {include: [latest]}}\n";
+                  - {name: loose, from: s/loose, to: p/loose, tags: {include: [latest]}}\n  \
+                  - {name: seen, from: s/seen, to: p/seen, mode: observe, tags: {include: [\"*\"]}}\n";
     for (sets, expected) in [
         ("{shop: {routes: [api, web]}}", ""),
         (
@@ -704,6 +717,10 @@ fn a_set_has_routes_that_can_move_together() {
         (
             "{shop: {routes: [api, wild]}}",
             "sets.shop.routes[1]: route wild has wildcards in `from`: a member of a set is one repository",
+        ),
+        (
+            "{shop: {routes: [api, seen]}}",
+            "sets.shop.routes[1]: route seen only observes (`mode: observe`): the set would wait for it for ever",
         ),
         (
             "{shop: {routes: [api, loose]}}",

@@ -4,7 +4,7 @@ use super::Decider;
 use super::checks::{end, is_as_named};
 use crate::admin::{DecisionAnswer, DecisionRequest, Refusal};
 use crate::commands::resolve::Resolved;
-use crate::commands::{OneTag, Undecided};
+use crate::commands::{OneTag, Undecided, routes_write};
 use crate::decision::{Decision, Kind};
 use crate::job::Actor;
 use crate::ledger::Agreement;
@@ -65,6 +65,7 @@ impl Decider {
         decision: Decision,
         resolved: &Resolved,
     ) -> Result<DecisionAnswer, Refusal> {
+        routes_write(resolved, topology)?;
         let decision = Decision {
             all: true,
             ..decision

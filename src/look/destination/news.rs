@@ -20,7 +20,7 @@ impl<B: Repositories> DestinationLook<'_, B> {
     /// the lists of both repositories show nothing new.
     pub(super) async fn has_news(&self, tag: &Tag, digest: &Digest, compared: &Compared) -> bool {
         let look = self.look;
-        if look.request.options.dry_run {
+        if look.plans_alone() {
             return false;
         }
         let engine = &look.topology.engine;

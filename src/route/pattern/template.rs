@@ -28,7 +28,7 @@ pub struct Naming {
 
 impl Naming {
     /// Parses `prod-{tag}`.
-    pub(super) fn parse(text: &str) -> Option<Naming> {
+    pub fn parse(text: &str) -> Option<Naming> {
         let (before, behind) = text.split_once("{tag}")?;
         format!("{before}x{behind}").parse::<Tag>().ok()?;
         Some(Naming {
@@ -65,6 +65,12 @@ impl Naming {
             .strip_prefix(self.before.as_str())
             .and_then(|rest| rest.strip_suffix(self.behind.as_str()))
             .filter(|inner| !inner.is_empty())
+    }
+}
+
+impl fmt::Display for Naming {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{{tag}}{}", self.before, self.behind)
     }
 }
 

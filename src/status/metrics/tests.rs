@@ -41,6 +41,8 @@ fn route(name: &str, to: &[&str]) -> Route {
         existing: Existing::Adopt,
         drift: Drift::Keep,
         create: Default::default(),
+        backup: None,
+        mode: Default::default(),
         gates: Default::default(),
     }
 }

@@ -99,7 +99,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
                 }
                 Ok(Named::Blocked(block)) => self.companion_is_blocked(tag, &facts, block),
                 // The image's own judgement says why.
-                Ok(Named::Gated | Named::InSet(_)) => {}
+                Ok(Named::Gated | Named::InSet(_) | Named::NoBackup(_)) => {}
                 Ok(Named::Again(newer)) => {
                     facts = *newer;
                     continue;
@@ -125,7 +125,11 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     }
 
     /// One job at a time looks at a tag beside `subject` and moves it.
-    pub(super) async fn claim_beside(&self, tag: &Tag, subject: &Digest) -> Result<Claim, Fault> {
+    pub(in crate::transfer) async fn claim_beside(
+        &self,
+        tag: &Tag,
+        subject: &Digest,
+    ) -> Result<Claim, Fault> {
         let claimed = Subject::Tag(self.place_beside(tag).repository_id(), tag.clone());
         let claimant = self.claimant(subject);
         let claim = self.engine.claims.take(claimed, &claimant);
@@ -169,7 +173,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         });
     }
 
-    pub(super) fn place_beside(&self, tag: &Tag) -> TagId {
+    pub(in crate::transfer) fn place_beside(&self, tag: &Tag) -> TagId {
         let origin = self.destination.origin().clone();
         let repository = self.destination.repository().clone();
         TagId {

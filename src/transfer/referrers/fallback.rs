@@ -99,7 +99,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
                 Named::Blocked(block) => {
                     return Err(Fault::retryable(block.reasons.join("; ")));
                 }
-                Named::Gated | Named::InSet(_) => return Ok(()),
+                Named::Gated | Named::InSet(_) | Named::NoBackup(_) => return Ok(()),
                 Named::Immutable => {
                     return Err(Fault::rejected(format!(
                         "{} does not take the referrers list {tag}",

@@ -38,6 +38,7 @@ impl<B: Repositories> Watch<B> {
                         name: route.name.to_string(),
                         from: format!("{}/{}", route.from.registry(), route.from.repository()),
                         to,
+                        observes: route.observes(),
                         ..kept
                     }
                 })

@@ -102,6 +102,7 @@ async fn a_gate_that_a_new_config_adds_counts_for_running_jobs() {
         Some(RulesInForce {
             tag,
             gates: gates.into(),
+            ..RulesInForce::default()
         })
     });
     let ending = world.run(&job).await;

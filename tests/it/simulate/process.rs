@@ -21,7 +21,7 @@ use blobferry::look::topology;
 use blobferry::look::topology::Intervals;
 use blobferry::oci::{Digest, RepositoryName, Tag};
 use blobferry::route::rules::{Selection, TagRule};
-use blobferry::route::{Pattern, Route, Routes, Template};
+use blobferry::route::{Mode, Pattern, Route, Routes, Template};
 use blobferry::sqlite::{Behaviour, Disk, QueueKind};
 use blobferry::status;
 use blobferry::status::Board;
@@ -595,6 +595,7 @@ fn by_hand(
             ..TagRules::default()
         },
         gates: rules.gates.gates(),
+        backup: None,
         source: TagState::Unknown,
         destination: TagState::Unknown,
         destination_via: ObservedVia::Tag,
@@ -738,6 +739,8 @@ fn route(all: &[&Rules]) -> Route {
         selection,
         existing: rules.existing,
         drift: rules.drift,
+        backup: None,
+        mode: Mode::Promote,
         create: Create::Never,
         gates: rules.gates.gates(),
     }

@@ -1,0 +1,220 @@
+//! The versions of images: the highest version tag that names each, for `forward_only`.
+//!
+//! A repository's list says which version tags there are. From the highest downwards they are asked
+//! what they name, until all images are found; a list with digests says it by itself. What a tag
+//! named is kept in memory for as long as a hint is trusted. Directly before the tag moves, the tags
+//! that decide are asked anew.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures::FutureExt as _;
+use futures::stream::{self, StreamExt as _};
+use jiff::Timestamp;
+use semver::Version;
+use tokio::time::Instant;
+
+use super::Promotion;
+use super::limits::{RequestClass, RequestPriority};
+use super::pages::{ListedTag, Reading};
+use super::questions::Answer;
+use super::resolve::Attempts;
+use super::survey::TagFacts;
+use crate::clock;
+use crate::endpoint::{Destination, Source};
+use crate::fault::Fault;
+use crate::gate::forward_only::{self, Versioned, Versions};
+use crate::gate::question::Phase;
+use crate::job::TagId;
+use crate::oci::{Digest, Tag};
+use crate::route::rules::version;
+
+/// Most tags that are kept in memory. Beyond that all are forgotten and asked again.
+const KEPT: usize = 16_384;
+/// Tags that are asked at once: the highest two are most often those that are looked for.
+const AT_ONCE: usize = 4;
+
+/// What version tags were found to name. Cheap to clone.
+#[derive(Clone, Default)]
+pub(super) struct KnownVersions(Arc<Mutex<BTreeMap<TagId, KnownVersion>>>);
+
+#[derive(Clone, Copy)]
+struct KnownVersion {
+    digest: Option<Digest>,
+    seen: Timestamp,
+}
+
+impl KnownVersions {
+    fn of(&self, tag: &TagId) -> Option<KnownVersion> {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get(tag).copied()
+    }
+
+    fn note(&self, tag: TagId, digest: Option<Digest>) {
+        let seen = clock::now();
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= KEPT {
+            known.clear();
+        }
+        known.insert(tag, KnownVersion { digest, seen });
+    }
+}
+
+/// A version tag of a repository's list.
+struct Candidate {
+    version: Version,
+    tag: Tag,
+    /// As staging calls it.
+    name: Tag,
+    listed: ListedTag,
+}
+
+impl<S: Source, D: Destination> Promotion<'_, S, D> {
+    /// The verdict on the move of the job's tag to `digest`.
+    pub(super) async fn judge_versions(
+        &self,
+        facts: &TagFacts,
+        digest: Digest,
+        phase: Phase,
+    ) -> Result<Answer, Fault> {
+        let at = Instant::now();
+        // Boxed to keep the job's future small.
+        let versions = self.versions(facts, digest, phase).boxed().await?;
+        let judgement = forward_only::judge(&versions);
+        Ok(Answer { judgement, at })
+    }
+
+    async fn versions(
+        &self,
+        facts: &TagFacts,
+        digest: Digest,
+        phase: Phase,
+    ) -> Result<Versions, Fault> {
+        let wanted: Vec<Digest> = facts.destination.into_iter().chain([digest]).collect();
+        let same = |tag: &Tag| Some(tag.clone());
+        let mut found = self.highest(&self.source, &wanted, phase, same).await?;
+        // Staging may have dropped the tags of what production still names.
+        if let Some(production) = facts.destination.filter(|there| !found.contains_key(there)) {
+            let name = |tag: &Tag| self.name_at_source(tag);
+            let there = &self.destination;
+            found.extend(self.highest(there, &[production], phase, name).await?);
+        }
+        let versioned = |digest: Digest| Versioned {
+            digest,
+            tag: found.get(&digest).cloned(),
+        };
+        Ok(Versions {
+            staging: versioned(digest),
+            production: facts.destination.map(versioned),
+        })
+    }
+
+    /// The highest version tag that names each of these images, as staging calls it.
+    async fn highest<R: Source>(
+        &self,
+        repository: &R,
+        wanted: &[Digest],
+        phase: Phase,
+        name: impl Fn(&Tag) -> Option<Tag>,
+    ) -> Result<BTreeMap<Digest, Tag>, Fault> {
+        let candidates = self.candidates(repository, name).await?;
+        let mut asked = stream::iter(candidates)
+            .map(|candidate| {
+                async move {
+                    let named = self.named(repository, &candidate, wanted, phase).await?;
+                    Ok::<_, Fault>((candidate.name, named))
+                }
+                .boxed()
+            })
+            .buffered(AT_ONCE);
+        let mut found = BTreeMap::new();
+        while let Some(answer) = asked.next().await {
+            let (name, named) = answer?;
+            if let Some(digest) = named.filter(|named| wanted.contains(named)) {
+                found.entry(digest).or_insert(name);
+            }
+            if wanted.iter().all(|digest| found.contains_key(digest)) {
+                break;
+            }
+        }
+        Ok(found)
+    }
+
+    /// The version tags of a repository, the highest first. One without a list has none.
+    async fn candidates<R: Source>(
+        &self,
+        repository: &R,
+        name: impl Fn(&Tag) -> Option<Tag>,
+    ) -> Result<Vec<Candidate>, Fault> {
+        let priority = RequestPriority::from(RequestClass::Listing)
+            .of_job(&self.ticket)
+            .within(self.engine.settings.retry.hold);
+        let tags = self
+            .engine
+            .tags(repository, Reading::of(priority), self.stop)
+            .await?;
+        let candidate = |(tag, listed): (Tag, ListedTag)| {
+            let name = name(&tag)?;
+            Some(Candidate {
+                version: version(&name)?,
+                tag,
+                name,
+                listed,
+            })
+        };
+        let tags = tags.unwrap_or_default().into_iter();
+        let mut candidates: Vec<Candidate> = tags.filter_map(candidate).collect();
+        candidates.sort_by(|one, other| {
+            let by_version = other.version.cmp(&one.version);
+            by_version.then_with(|| one.tag.cmp(&other.tag))
+        });
+        Ok(candidates)
+    }
+
+    /// What a version tag names: by the list or by memory, except where that decides at the end.
+    async fn named<R: Source>(
+        &self,
+        repository: &R,
+        candidate: &Candidate,
+        wanted: &[Digest],
+        phase: Phase,
+    ) -> Result<Option<Digest>, Fault> {
+        let place = TagId {
+            origin: repository.origin().clone(),
+            repository: repository.repository().clone(),
+            tag: candidate.tag.clone(),
+        };
+        let known = self.engine.versions.of(&place);
+        let known = known.filter(|known| self.trusts(known.seen));
+        let told = match candidate.listed.digest {
+            Some(listed) => Some(Some(listed)),
+            None => known.map(|known| known.digest),
+        };
+        let decides = phase == Phase::Name
+            && told.is_some_and(|told| told.is_some_and(|digest| wanted.contains(&digest)));
+        if let Some(told) = told.filter(|_| !decides) {
+            return Ok(told);
+        }
+        let priority = self.manifests_priority();
+        let named = self
+            .engine
+            .resolve_tag(
+                repository,
+                &candidate.tag,
+                priority,
+                Attempts::Retried,
+                self.stop,
+            )
+            .await?;
+        self.engine.versions.note(place, named);
+        Ok(named)
+    }
+
+    /// What staging calls a tag of production, by the names of the job's own tag on both sides.
+    fn name_at_source(&self, tag: &Tag) -> Option<Tag> {
+        let key = &self.job.key;
+        let (before, behind) = key.destination.tag.as_str().split_once(key.tag.as_str())?;
+        let inner = tag.as_str().strip_prefix(before)?.strip_suffix(behind)?;
+        inner.parse().ok()
+    }
+}
