@@ -56,6 +56,7 @@ pub struct Fault {
     class: Class,
     text: String,
     source: Option<Box<dyn StdError + Send + Sync>>,
+    is_by_rule: bool,
 }
 
 impl Fault {
@@ -66,7 +67,21 @@ impl Fault {
             class,
             text: text.into(),
             source: None,
+            is_by_rule: false,
         }
+    }
+
+    /// A rule of the config refuses it: nothing failed.
+    pub fn by_rule(text: impl Into<String>) -> Fault {
+        Fault {
+            is_by_rule: true,
+            ..Fault::new(Class::Rejected, text)
+        }
+    }
+
+    /// Whether a rule of the config refuses it.
+    pub fn is_by_rule(&self) -> bool {
+        self.is_by_rule
     }
 
     /// Worth another try.
@@ -119,7 +134,10 @@ impl Fault {
 
     /// The same class and text for another caller; the chain becomes plain text.
     pub fn duplicate(&self) -> Fault {
-        Fault::new(self.class, self.chain())
+        Fault {
+            is_by_rule: self.is_by_rule,
+            ..Fault::new(self.class, self.chain())
+        }
     }
 
     /// The whole chain in one line, bounded in length.

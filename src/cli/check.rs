@@ -11,7 +11,7 @@ use super::{Arguments, Failure};
 use crate::commands::{self, Check as Finding};
 use crate::config::Config;
 use crate::fault::Class;
-use crate::job::{Drift, Existing};
+use crate::job::{Drift, Existing, GateKind};
 use crate::route::rules::{Selection, TagRule};
 use crate::route::{Route, Routes};
 
@@ -49,6 +49,7 @@ impl Check {
         let warnings = routes.0.iter().flat_map(|route| {
             let mut texts = route.selection.idle_rules();
             texts.extend(route.gates.warnings());
+            texts.extend(unsigned(route));
             texts.into_iter().map(move |text| (route, text))
         });
         for (route, text) in warnings {
@@ -108,6 +109,20 @@ impl Check {
     }
 }
 
+/// What a route loses that promotes one manifest of a signed index.
+fn unsigned(route: &Route) -> Option<String> {
+    let only = route.platform.as_ref()?;
+    let mut gates = route.gates.all();
+    let is_judged =
+        gates.any(|gates| gates.has(GateKind::Signature) || gates.has(GateKind::Attestation));
+    is_judged.then(|| {
+        format!(
+            "platform: signatures and attestations of an index pass its gates and stay in staging: production names the manifest for {} and holds none, unless they are attached to that manifest",
+            only.platform()
+        )
+    })
+}
+
 /// The folder of the audit file, if it is not there.
 fn absent_folder(config: &Config) -> Option<&Path> {
     let folder = config.daemon.audit_file.as_deref()?.parent()?;
@@ -135,6 +150,12 @@ fn describe(route: &Route, routes: &Routes, style: Style) -> String {
         Drift::Restore => "one that was changed there is restored",
     };
     text.push_str(&format!("\n  {existing}, {drift}"));
+    if let Some(only) = &route.platform {
+        text.push_str(&format!(
+            "\n  promotes the manifest for {} alone",
+            only.platform()
+        ));
+    }
     if route.observes() {
         text.push_str("\n  observes: writes nothing there, and reports what differs");
     }
@@ -261,6 +282,7 @@ mod tests {
             drift: Drift::Restore,
             backup: None,
             mode: Default::default(),
+            platform: None,
             create: Create::Never,
             gates: Default::default(),
         }

@@ -164,9 +164,9 @@ async fn of_route(topology: &Topology, route: &Route, found: &Discovered) -> Vec
         let source = topology.source(route, repository);
         checks.push(Check::of(
             format!("read {}", source.address()),
-            read(&source).boxed_local().await,
+            read(source.whole()).boxed_local().await,
         ));
-        checks.extend(scanned(route, &source, ScanSide::Source).await);
+        checks.extend(scanned(route, source.whole(), ScanSide::Source).await);
         // The owners have judged the names already.
         for side in topology
             .destinations(route, repository)

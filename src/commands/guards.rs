@@ -108,6 +108,7 @@ impl Ends {
                 backup: guards.backup(&key.destination.tag),
                 gates: guards.gates,
                 observes: false,
+                platform: None,
             })
         })
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::resolve::{Resolved, may_yield};
 use super::undecided::Undecided;
 use crate::backend::Repository;
-use crate::endpoint::{Repositories as _, Source as _};
+use crate::endpoint::{Repositories as _, RouteSource, Source};
 use crate::fault::Fault;
 use crate::job::{Gates, LONG_WAIT, TagId};
 use crate::ledger::Ledger;
@@ -33,7 +33,7 @@ pub(crate) struct SourceTag {
     /// Whether the route lets the tag only go forward.
     pub(crate) forward_only: bool,
     pub(crate) tag: Tag,
-    pub(crate) repository: Repository,
+    pub(crate) repository: RouteSource<Repository>,
 }
 
 impl OneTag {
@@ -178,7 +178,7 @@ pub(crate) fn routes_write(resolved: &Resolved, topology: &Topology) -> Result<(
 /// Where the registry cannot be asked.
 pub(crate) async fn named_by(
     topology: &Topology,
-    repository: &Repository,
+    repository: &impl Source,
     tag: &Tag,
     attempts: Attempts,
     stop: &Stop,

@@ -21,7 +21,7 @@ use crate::backend::Repository;
 use crate::clock;
 use crate::config::Config;
 use crate::decision::{Decision, Kind, Numbered, Target};
-use crate::endpoint::Source as _;
+use crate::endpoint::Source;
 use crate::fault::{Class, Fault};
 use crate::job::{Actor, Companions, Job, Key, LONG_WAIT, Outcome, Remarks, TagId, TagRules};
 use crate::ledger::{Ledger, RunFacts};
@@ -283,7 +283,7 @@ impl<'a> Act<'a> {
         first
     }
 
-    async fn run(&self, job: &Job, source: &Repository, there: &Repository) -> Completion {
+    async fn run(&self, job: &Job, source: &impl Source, there: &Repository) -> Completion {
         let progress = Arc::default();
         self.topology
             .engine
@@ -327,9 +327,9 @@ impl<'a> Act<'a> {
         let job = self.job(way, Companions::Unlisted);
         let there = &way.tag.there;
         let from = way.tag.from.as_ref();
-        let source = from.map_or(there, |from| &from.repository);
+        let source = from.map_or_else(|| there.address(), |from| from.repository.address());
         let names = Names {
-            source: format!("{}:{}", source.address(), job.key.tag),
+            source: format!("{source}:{}", job.key.tag),
             destination: way.tag.shown(),
             registry: there.registry().into(),
         };

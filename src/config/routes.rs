@@ -17,9 +17,10 @@ use crate::ecr;
 use crate::endpoint::Origin;
 use crate::fault::clip;
 use crate::job::{Drift, Existing, ScanSide};
-use crate::oci::Tag;
+use crate::oci::platform::NotAPlatform;
+use crate::oci::{Platform, Tag};
 use crate::route::rules::{Selection, TagRule};
-use crate::route::{Create, Mode, Naming, Pattern, Route, Template};
+use crate::route::{Create, Mode, Naming, OnlyPlatform, Pattern, Route, Template};
 
 /// Most routes: they are compared with each other.
 const MOST_ROUTES: usize = 2000;
@@ -53,6 +54,9 @@ keys! {
         existing: Option<Existing>,
         /// What happens to a production tag that we wrote and a person changed. Default: keep.
         drift: Option<Drift>,
+        /// `os/architecture`, or `os/architecture/variant`: this manifest of an index is promoted
+        /// instead of the index. Default: everything.
+        platform: Option<String>,
         /// `observe`: nothing is written, what differs is reported. Default: promote.
         mode: Option<Mode>,
         /// The tag that gets what a moving tag named, before that moves: `{tag}` is the tag in
@@ -117,6 +121,7 @@ struct Rules {
     at_least: Option<usize>,
     existing: Option<Existing>,
     drift: Option<Drift>,
+    platform: Option<Platform>,
     mode: Option<Mode>,
     backup: Option<Naming>,
     create: Option<Creates>,
@@ -225,6 +230,7 @@ fn rules(keys: RulesKeys<'_>) -> Rules {
         at_least: tags.at_least.and_then(|item| item.parse(at_least)),
         existing: keys.existing.and_then(|item| item.one_of(EXISTING)),
         drift: keys.drift.and_then(|item| item.one_of(DRIFT)),
+        platform: keys.platform.and_then(|item| item.parse(platform)),
         mode: keys.mode.and_then(|item| item.one_of(MODES)),
         backup: keys.backup.and_then(|item| item.parse(backup::name)),
         create: keys.create.and_then(|item| item.one_of(CREATES)),
@@ -319,6 +325,11 @@ fn newest(text: &str) -> Result<NonZeroU32, String> {
     text.trim()
         .parse()
         .map_err(|_| complaint(text, "is not a number of versions, 1 or more"))
+}
+
+fn platform(text: &str) -> Result<Platform, String> {
+    text.parse()
+        .map_err(|error: NotAPlatform| complaint(text, &error.to_string()))
 }
 
 fn at_least(text: &str) -> Result<usize, String> {
@@ -461,6 +472,10 @@ fn merged(name: &str, from: Pattern, to: Vec<Template>, own: Rules, defaults: &R
         selection,
         existing,
         drift,
+        platform: own
+            .platform
+            .or(defaults.platform)
+            .map(|platform| Arc::new(OnlyPlatform::new(platform))),
         mode: own.mode.or(defaults.mode).unwrap_or_default(),
         backup: own.backup.or(defaults.backup),
         create,

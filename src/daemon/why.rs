@@ -12,7 +12,7 @@ use crate::admin::{KnownTag, Refusal, TagQuery, TagView, TagsHandler};
 use crate::backend::Repository;
 use crate::commands::{leads_to, named_by};
 use crate::decision::{Numbered, Target};
-use crate::endpoint::{Repositories as _, Source as _};
+use crate::endpoint::{Repositories as _, RouteSource, Source};
 use crate::fault::{Fault, shown};
 use crate::job::{Actor, Cause, Judgement, Key, Report, Settled, TagId};
 use crate::ledger::{Ledger, Row};
@@ -170,7 +170,7 @@ impl Question {
         &self,
         route: &Route,
         tag: &SourceTag,
-        source: &Repository,
+        source: &RouteSource<Repository>,
         side: &Side<Repository>,
         planned: &Report,
     ) -> Result<TagView, Refusal> {
@@ -237,7 +237,7 @@ impl Question {
     /// What a tag names. Why it cannot be told is a reason.
     async fn named(
         &self,
-        repository: &Repository,
+        repository: &impl Source,
         tag: &Tag,
         reasons: &mut Vec<String>,
     ) -> Option<Digest> {

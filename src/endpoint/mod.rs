@@ -10,6 +10,7 @@
 mod clock_skew;
 mod findings;
 pub mod rate_limit;
+mod route_source;
 
 use std::fmt;
 use std::future::Future;
@@ -24,6 +25,7 @@ use jiff::{SignedDuration, Timestamp};
 
 pub use self::clock_skew::{ClockSkew, is_clock_off};
 pub use self::findings::{Finding, FindingsPage, ScanAnswer, Severity};
+pub use self::route_source::{OnlyPlatform, RouteSource};
 use crate::fault::Fault;
 use crate::oci::{self, Descriptor, Digest, Manifest, MediaType, RepositoryName, Target};
 
@@ -390,6 +392,17 @@ pub trait Source: Clone + Send + Sync + 'static {
     /// Whether the registry lists referrers, as far as its answers about the endpoint have told:
     /// what it answers about a subject tells nothing. `None`: nothing has told yet.
     fn lists_referrers(&self) -> Option<bool> {
+        None
+    }
+
+    /// The platform whose manifests its tags name. `None`: they name what was pushed.
+    fn platform(&self) -> Option<&oci::Platform> {
+        None
+    }
+
+    /// The index that `tag` was last found to name, where `digest` is the manifest that was chosen
+    /// from it for a platform.
+    fn index_of(&self, _tag: &oci::Tag, _digest: &Digest) -> Option<Digest> {
         None
     }
 

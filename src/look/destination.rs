@@ -27,7 +27,7 @@ pub(super) use self::siblings::LeftOut;
 use super::topology::Side;
 use super::{DestinationResult, DestinationTags, Listing, RepositoryLook};
 use crate::clock;
-use crate::endpoint::{Repositories, Source, Tally};
+use crate::endpoint::{Repositories, RouteSource, Source, Tally};
 use crate::fault::Fault;
 use crate::index::TagHint;
 use crate::job::{Companions, Job, Key, Outcome, Settled, TagId, TagState};
@@ -44,7 +44,7 @@ const AGREEMENTS: usize = 1000;
 /// A look at one destination.
 pub(super) struct DestinationLook<'a, B: Repositories> {
     pub(super) look: &'a RepositoryLook<'a, B>,
-    pub(super) source: &'a B::Repository,
+    pub(super) source: &'a RouteSource<B::Repository>,
     pub(super) side: &'a Side<B::Repository>,
     pub(super) listing: &'a Listing,
     pub(super) list: Option<DestinationTags>,
@@ -114,7 +114,7 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
     /// A look at a destination of which nothing is known yet.
     pub(super) fn of(
         look: &'a RepositoryLook<'a, B>,
-        source: &'a B::Repository,
+        source: &'a RouteSource<B::Repository>,
         side: &'a Side<B::Repository>,
         listing: &'a Listing,
         shared: Option<&'a SourceDigests>,
@@ -225,7 +225,9 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
         };
         self.seen_in_staging(tag, compared.read_source(), compared.source_at)
             .await;
-        if let Some(digest) = compared.equal().filter(|digest| self.is_expected(digest))
+        if let Some(digest) = compared
+            .equal()
+            .filter(|digest| self.is_expected(tag, digest))
             && !self.has_news(tag, &digest, &compared).await
         {
             return self.equal(tag, digest, &compared, &tally).await;
@@ -355,11 +357,12 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
     }
 
     /// Whether the digest is the expected one, if the request expects one.
-    fn is_expected(&self, digest: &Digest) -> bool {
+    fn is_expected(&self, tag: &Tag, digest: &Digest) -> bool {
+        let index = self.source.index_of(tag, digest);
         self.look
             .request
             .digest
-            .is_none_or(|expected| expected == *digest)
+            .is_none_or(|expected| expected == *digest || Some(expected) == index)
     }
 
     /// An equal tag needs no job. It is settled only if the report lists it, if its trouble is

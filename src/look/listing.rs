@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::{DestinationTags, RepositoryLook};
-use crate::endpoint::{Repositories, Source};
+use crate::endpoint::{Repositories, RouteSource, Source};
 use crate::fault::Fault;
 use crate::index::TagHint;
 use crate::job::TagId;
@@ -37,7 +37,7 @@ pub(super) type DestinationList = Result<Option<Option<DestinationTags>>, Fault>
 impl<B: Repositories> RepositoryLook<'_, B> {
     pub(super) async fn list_source(
         &self,
-        source: &B::Repository,
+        source: &RouteSource<B::Repository>,
         sides: &[Side<B::Repository>],
         began: Timestamp,
     ) -> Result<Option<Listing>, Fault> {
@@ -91,7 +91,7 @@ impl<B: Repositories> RepositoryLook<'_, B> {
 
     /// A repository with too few chosen tags fails the look, whatever it asks for: one that has
     /// lost its tags would else look like one that is up to date.
-    fn are_enough(&self, source: &B::Repository, chosen: usize) -> Result<(), Fault> {
+    fn are_enough(&self, source: &RouteSource<B::Repository>, chosen: usize) -> Result<(), Fault> {
         let at_least = self.route.selection.at_least;
         if chosen >= at_least {
             return Ok(());
@@ -118,7 +118,7 @@ impl<B: Repositories> RepositoryLook<'_, B> {
     /// is forgotten: a tag that comes back is new.
     async fn remembered_tags(
         &self,
-        source: &B::Repository,
+        source: &RouteSource<B::Repository>,
         tags: &ListedTags,
         began: Timestamp,
     ) -> HashMap<Tag, Digest> {

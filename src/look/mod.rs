@@ -26,7 +26,7 @@ use self::listing::{DestinationList, Listing};
 pub use self::request::{LookRequest, PassOptions};
 use self::topology::{Side, Topology};
 use crate::clock;
-use crate::endpoint::{Repositories, Source};
+use crate::endpoint::{Repositories, RouteSource, Source};
 use crate::fault::{Class, Fault};
 use crate::job::{Look, NamedTag, SHORT_WAIT, Settled, Sight, Totals, Trouble, TroubleClass};
 use crate::oci::{Digest, RepositoryName, Tag};
@@ -218,7 +218,7 @@ impl<B: Repositories> RepositoryLook<'_, B> {
     }
 
     /// The result for a tag that the request names.
-    fn named(&self, source: &B::Repository, listing: &Listing, tag: &Tag) -> NamedTag {
+    fn named(&self, source: &RouteSource<B::Repository>, listing: &Listing, tag: &Tag) -> NamedTag {
         let route = &self.route.name;
         let address = source.address();
         let missing = match (listing.chosen.contains(tag), listing.tags.contains_key(tag)) {
@@ -239,7 +239,7 @@ impl<B: Repositories> RepositoryLook<'_, B> {
         self.request.tags.is_empty() || !listing.chosen.is_empty()
     }
 
-    fn no_such_repository(&self, source: &B::Repository) -> Fault {
+    fn no_such_repository(&self, source: &RouteSource<B::Repository>) -> Fault {
         Fault::not_found(format!(
             "{} does not exist at {}; push to it, or mend `from` of route {}",
             source.address(),
@@ -283,7 +283,7 @@ impl<B: Repositories> RepositoryLook<'_, B> {
     /// Looks at one destination and runs a job for each difference.
     async fn look_at(
         &self,
-        source: &B::Repository,
+        source: &RouteSource<B::Repository>,
         side: &Side<B::Repository>,
         listing: &Listing,
         list: impl Future<Output = DestinationList>,
@@ -375,6 +375,9 @@ impl<B: Repositories> RepositoryLook<'_, B> {
         };
         let of_tag = |tag: &Tag| {
             let text = match names_there(tag) {
+                None if side.naming.name(tag).is_some() => {
+                    format!("the backup of {tag} would have too long a tag in {address}")
+                }
                 None => format!("{tag} would be too long a tag under its name in {address}"),
                 Some(there) if self.route.is_backup(&there, &side.naming) => format!(
                     "{tag} is not promoted: {there} in {address} is the backup of a moving tag (leave it out by `exclude`)"

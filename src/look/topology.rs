@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use crate::backend::{self, Backend};
-use crate::endpoint::{Origin, Repositories, Source};
+use crate::endpoint::{Origin, Repositories, RouteSource, Source};
 use crate::fault::Fault;
 use crate::job::Key;
 use crate::ledger::RunFacts;
@@ -90,7 +90,7 @@ pub struct Side<R = backend::Repository> {
 
 impl<R: Source> Side<R> {
     /// Whether this is the repository `source` itself, under other tags.
-    pub fn is_itself(&self, source: &R) -> bool {
+    pub fn is_itself(&self, source: &impl Source) -> bool {
         self.repository.origin() == source.origin()
             && self.repository.repository() == source.repository()
     }
@@ -176,6 +176,7 @@ impl<B: Repositories> Topology<B> {
             gates: route.gates.clone(),
             backup: route.backup_of(&key.tag, &place.tag),
             observes: route.observes(),
+            platform: Some(route.platform.as_ref().map(|only| only.platform().clone())),
         })
     }
 
@@ -234,9 +235,10 @@ impl<B: Repositories> Topology<B> {
     }
 
     /// The source repository of a look.
-    pub fn source(&self, route: &Route, repository: &RepositoryName) -> B::Repository {
-        self.backend(route.from.registry())
-            .repository(repository.clone())
+    pub fn source(&self, route: &Route, repository: &RepositoryName) -> RouteSource<B::Repository> {
+        let whole = self.backend(route.from.registry());
+        let whole = whole.repository(repository.clone());
+        RouteSource::new(whole, route.platform.clone())
     }
 
     /// The destination repositories of a source repository.
@@ -267,7 +269,7 @@ impl<B: Repositories> Topology<B> {
         source: &RepositoryName,
     ) -> Side<B::Repository> {
         let registry = template.registry();
-        let source = self.source(route, source);
+        let source = self.source(route, source).whole().clone();
         let there = self.backend(registry);
         Side {
             registry: registry.clone(),

@@ -521,6 +521,7 @@ mod tests {
                 create: Default::default(),
                 backup: None,
                 mode: Default::default(),
+                platform: None,
                 gates: Default::default(),
             }
         };

@@ -143,6 +143,7 @@ mod tests {
             drift: Drift::Keep,
             backup: None,
             mode: Default::default(),
+            platform: None,
             create: Default::default(),
             gates: Default::default(),
         })

@@ -14,7 +14,7 @@ use self::index::Index;
 pub use self::pattern::{Naming, ParseError, Pattern, Template};
 
 use self::rules::Selection;
-pub use crate::endpoint::Create;
+pub use crate::endpoint::{Create, OnlyPlatform};
 use crate::job::{Drift, Existing, GateKind, Gates, TagRules};
 use crate::oci::{RepositoryName, Tag};
 
@@ -43,6 +43,8 @@ pub struct Route {
     pub existing: Existing,
     /// What happens to a production tag that was changed outside the daemon.
     pub drift: Drift,
+    /// The platform whose manifest is promoted instead of an index.
+    pub platform: Option<Arc<OnlyPlatform>>,
     /// Whether it writes.
     pub mode: Mode,
     /// The name of the tag that gets what a moving tag named, before that moves.
@@ -165,6 +167,7 @@ mod tests {
                 drift,
                 backup: None,
                 mode: Mode::Promote,
+                platform: None,
                 create: Create::Never,
                 gates: Arc::default(),
             }

@@ -147,15 +147,17 @@ impl Completion {
 
     /// A failure, or an interruption.
     pub fn failed(fault: Fault, requests: u64) -> Completion {
-        let outcome = if fault.class() == Class::Cancelled {
-            Outcome::Interrupted
-        } else {
-            Outcome::Failed
+        let outcome = match fault.class() {
+            Class::Cancelled => Outcome::Interrupted,
+            _ if fault.is_by_rule() => Outcome::Refused,
+            _ => Outcome::Failed,
         };
+        let reason = (outcome == Outcome::Refused).then(|| fault.chain());
         let fault = (outcome == Outcome::Failed).then_some(fault);
         Completion {
             outcome,
             fault,
+            reasons: reason.into_iter().collect(),
             ..Completion::empty(Cost {
                 requests,
                 ..Cost::default()

@@ -184,9 +184,12 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
                 return Ok(());
             }
         }
+        // What is attached to the index of a chosen manifest is attached to that.
+        let index = self.source.index_of(&self.job.key.tag, &digest);
+        let subject = index.unwrap_or(digest);
         let first = judged.gates.clone();
         for gates in iter::successors(Some(first), |gates| gates.beside.clone()) {
-            self.judge_route(&gates, facts, digest, phase, judged)
+            self.judge_route(&gates, facts, digest, subject, phase, judged)
                 .await?;
             if judged.permission() == Permission::Nothing {
                 return Ok(());
@@ -201,12 +204,13 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         gates: &Arc<Gates>,
         facts: &TagFacts,
         digest: Digest,
+        subject: Digest,
         phase: Phase,
         judged: &mut Judged,
     ) -> Result<(), Fault> {
         let mut attached = None;
         if !gates.referrers.is_empty() && !judged.is_overridden(gates, GateKind::Referrers) {
-            let found = self.attached(&digest).await?;
+            let found = self.attached(&subject).await?;
             let judgement = gate::referrers::judge(&gates.referrers, &found);
             attached = Some(found);
             if !judged.add(judgement) {
@@ -217,12 +221,17 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             .into_iter()
             .filter(|gate| gates.has(*gate) && !judged.is_overridden(gates, *gate))
             .collect();
-        for judgement in self.judge_statements(gates, digest, &statements).await? {
+        for judgement in self.judge_statements(gates, subject, &statements).await? {
             if !judged.add(judgement) {
                 return Ok(());
             }
         }
-        if !self.judge_scan_of(gates, digest, phase, judged).await? {
+        // A scanner knows manifests that can be run; a statement is about what it is attached to.
+        let scanned = match gates.scan.as_ref().and_then(Scan::side) {
+            Some(_) => digest,
+            None => subject,
+        };
+        if !self.judge_scan_of(gates, scanned, phase, judged).await? {
             return Ok(());
         }
         let command = gates.command.clone().map(Judge::Command);
@@ -238,7 +247,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         }
         let attached = match attached {
             Some(attached) => attached,
-            None => self.attached(&digest).await?,
+            None => self.attached(&subject).await?,
         };
         let media_type = self.media_type(facts, digest).await?;
         let question = Question {

@@ -261,6 +261,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         };
         Ok(match self.move_tag(naming).await? {
             Named::Moved => {
+                self.note_platform(image.top.digest);
                 if self.job.rollback.is_some() {
                     self.record_verdicts(&facts).await;
                 }
@@ -315,11 +316,20 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         }
     }
 
+    /// Says of which index the promoted manifest is a part.
+    fn note_platform(&self, digest: Digest) {
+        let index = self.source.index_of(&self.job.key.tag, &digest);
+        if let Some((platform, index)) = self.source.platform().zip(index) {
+            self.note_reason(format!("{platform}: a manifest of the index {index}"));
+        }
+    }
+
     fn note_carried(&self, image: &Image) {
         let manifests = image.manifests().map(|manifest| manifest.digest);
         let blobs = image.blobs.iter().map(|blob| blob.digest);
+        let index = self.source.index_of(&self.job.key.tag, &image.top.digest);
         let mut carried = self.carried.lock().expect("nothing panics while it notes");
-        *carried = Some(Arc::new(manifests.chain(blobs).collect()));
+        *carried = Some(Arc::new(manifests.chain(blobs).chain(index).collect()));
     }
 
     /// The completion of a job that failed; a denial of what it carried is told instead.

@@ -20,7 +20,7 @@ use crate::backoff::Backoff;
 use crate::endpoint::Origin;
 use crate::fault::{Class, Fault};
 use crate::job::{Gates, Job, Key, SHORT_WAIT, TagRules};
-use crate::oci::Tag;
+use crate::oci::{Platform, Tag};
 use crate::random;
 
 /// How often and how long to try.
@@ -197,6 +197,9 @@ pub struct RulesInForce {
     pub backup: Option<Tag>,
     /// Whether the route writes nothing: its jobs only plan.
     pub observes: bool,
+    /// The platform that the route reads now, if it reads one alone. `None`: what it reads has not
+    /// changed since the job began.
+    pub platform: Option<Option<Platform>>,
 }
 
 impl From<TagRules> for RulesInForce {
@@ -225,6 +228,7 @@ impl CurrentRules {
             gates: job.gates.clone(),
             backup: job.backup.clone(),
             observes: false,
+            platform: None,
         };
         match &self.0 {
             Some(rules) => rules(&job.key, source),

@@ -87,6 +87,21 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         top: Digest,
         surveyed: Option<&Image>,
     ) -> Result<Option<Contents>, Fault> {
+        let contents = self.contents_of(top, surveyed).await?;
+        Ok(contents.map(
+            |contents| match self.source.index_of(&self.job.key.tag, &top) {
+                // It is part of the index that it was chosen from.
+                Some(index) => Arc::new(contents.iter().copied().chain([index]).collect()),
+                None => contents,
+            },
+        ))
+    }
+
+    async fn contents_of(
+        &self,
+        top: Digest,
+        surveyed: Option<&Image>,
+    ) -> Result<Option<Contents>, Fault> {
         let in_force = self.engine.ledger.in_force().await?;
         if !in_force.is_about_digests(self.expiry_time()) {
             return Ok(None);

@@ -5,6 +5,7 @@ mod at_least;
 mod backup;
 mod forward_only;
 mod observe;
+mod platform;
 
 use serde_json::Value;
 

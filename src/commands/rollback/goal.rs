@@ -83,7 +83,7 @@ impl Act<'_> {
     /// Digests that the tag named before, and to which it could go.
     pub(super) async fn complete_candidates(&self, way: &Way) -> Result<Vec<String>, Fault> {
         let tag = &way.tag;
-        let from = tag.from.iter().map(|from| &from.repository);
+        let from = tag.from.iter().map(|from| from.repository.whole());
         let in_force = &self.ledger.in_force().await?;
         let holders = Holders {
             engine: &self.topology.engine,

@@ -210,9 +210,9 @@ impl<B: Repositories> DestinationLook<'_, B> {
         Ok(digest.map_or(TagState::Absent, TagState::At))
     }
 
-    pub(super) async fn resolve(
+    pub(super) async fn resolve<R: Source>(
         &self,
-        repository: &B::Repository,
+        repository: &R,
         tag: &Tag,
         tally: &Arc<Tally>,
     ) -> Result<TagState, Fault> {

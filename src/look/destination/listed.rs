@@ -9,7 +9,7 @@ use crate::oci::Tag;
 impl<B: Repositories> DestinationLook<'_, B> {
     /// When staging's listing answered for its tags. `None`: the listing may lag behind them.
     pub(super) fn listed_at(&self) -> Option<Instant> {
-        let is_current = self.source.abilities().current_lists;
+        let is_current = self.source.whole().abilities().current_lists;
         is_current.then_some(self.listing.at)
     }
 

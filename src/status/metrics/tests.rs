@@ -43,6 +43,7 @@ fn route(name: &str, to: &[&str]) -> Route {
         create: Default::default(),
         backup: None,
         mode: Default::default(),
+        platform: None,
         gates: Default::default(),
     }
 }

@@ -184,7 +184,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         *self.accepted.lock().expect("nothing panics while it notes") = accepted;
         let order = Order {
             explicit: job.explicit,
-            expect: job.expect,
+            expect: self.expected(&facts),
             replace: job
                 .replace
                 .or(facts.destination.filter(|_| accepted.is_some())),
@@ -195,6 +195,17 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             self.note_open_intents(&known);
         }
         Ok(decision)
+    }
+
+    /// The digest that staging is expected to name: that of the index of a chosen manifest is as
+    /// good as its own.
+    fn expected(&self, facts: &Facts) -> Option<Digest> {
+        let source = facts.source;
+        let index = source.and_then(|source| self.source.index_of(&self.job.key.tag, &source));
+        let expected = self.job.expect?;
+        source
+            .filter(|_| index == Some(expected))
+            .or(Some(expected))
     }
 
     /// Whether a fixed tag that production does not have may get another digest than the ledger

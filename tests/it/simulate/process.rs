@@ -741,6 +741,7 @@ fn route(all: &[&Rules]) -> Route {
         drift: rules.drift,
         backup: None,
         mode: Mode::Promote,
+        platform: None,
         create: Create::Never,
         gates: rules.gates.gates(),
     }
