@@ -397,6 +397,7 @@ fn the_examples_are_right() {
         "guarded",
         "layout-airgap",
         "private-ca-and-mtls",
+        "scan-then-promote",
         "wildcards",
     ] {
         assert!(names.iter().any(|name| name == expected), "{expected}");
