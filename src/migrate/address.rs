@@ -60,11 +60,44 @@ pub(super) fn host_and_path(text: &str) -> (&str, &str) {
         .into_iter()
         .find_map(|scheme| text.strip_prefix(scheme))
         .unwrap_or(text);
-    let at = masked(text).find('/');
-    match at {
-        Some(at) => (of_hub(&text[..at]), &text[at + 1..]),
+    let mask = masked(text);
+    let behind_login = login_end(&mask).unwrap_or(0);
+    match mask[behind_login..].find('/') {
+        Some(at) => {
+            let at = behind_login + at;
+            (of_hub(&text[..at]), &text[at + 1..])
+        }
         None => (of_hub(text), ""),
     }
+}
+
+/// Where a login in front of a host ends: behind the last `@` that no digest follows.
+fn login_end(text: &str) -> Option<usize> {
+    let is_digest = |rest: &str| {
+        ["sha256:", "sha512:"]
+            .iter()
+            .any(|kind| rest.starts_with(kind))
+    };
+    let mut ends = text.match_indices('@').map(|(at, _)| at + 1);
+    ends.rfind(|end| !is_digest(&text[*end..]))
+}
+
+/// The text without what may be a secret: a login in front of a host, and a query.
+pub(super) fn safe(text: &str) -> String {
+    let shown = match login_end(text) {
+        Some(end) => format!("***@{}", &text[end..]),
+        None => text.to_owned(),
+    };
+    match shown.split_once('?') {
+        Some((before, _)) => format!("{before}?***"),
+        None => shown,
+    }
+}
+
+/// Whether this names a registry, whatever its variables hold.
+pub(super) fn is_host(text: &str) -> bool {
+    let fixed = masked(text);
+    fixed.parse::<Host>().is_ok()
 }
 
 fn split_host<'a>(text: &'a str, mask: &str) -> (&'a str, &'a str) {
@@ -148,6 +181,36 @@ mod tests {
         let address = parse(&format!("quay.io/a/b:v1@{digest}")).unwrap();
         assert_eq!(address.tag.as_deref(), Some("v1"));
         assert_eq!(address.digest, Some(digest));
+    }
+
+    #[test]
+    fn a_login_is_never_part_of_a_path() {
+        let table = [
+            (
+                "https://joe:1/2@quay.io/a",
+                "joe:1/2@quay.io",
+                "***@quay.io/a",
+            ),
+            ("token@quay.io/a", "token@quay.io", "***@quay.io/a"),
+            (
+                "joe:a, b(c \"d@quay.io/a",
+                "joe:a, b(c \"d@quay.io",
+                "***@quay.io/a",
+            ),
+            ("quay.io/a:v1?token=t", "quay.io", "quay.io/a:v1?***"),
+            ("quay.io/a@sha256:0", "quay.io", "quay.io/a@sha256:0"),
+        ];
+        for (text, host, shown) in table {
+            assert_eq!(host_and_path(text).0, host);
+            assert_eq!(safe(text), shown);
+        }
+        for (host, expected) in [
+            ("quay.io:443", true),
+            ("${A:-x}.io", true),
+            ("joe:x@a.io", false),
+        ] {
+            assert_eq!(is_host(host), expected, "{host}");
+        }
     }
 
     #[test]

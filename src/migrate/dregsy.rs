@@ -44,18 +44,37 @@ fn task(task: &Map<'_>, outline: &mut Outline) -> Result<(), Wrong> {
     let source = side(task, "source", outline)?;
     let target = side(task, "target", outline)?;
     for mapping in task.maps("mappings")? {
-        entry(&mapping, source, target, outline)?;
+        entry(&mapping, &source, &target, outline)?;
     }
     Ok(())
 }
 
-fn side(task: &Map<'_>, key: &str, outline: &mut Outline) -> Result<usize, Wrong> {
+/// A registry, and the path in it below which the repositories of a task are.
+struct Side<'a> {
+    registry: usize,
+    path: &'a str,
+}
+
+impl Side<'_> {
+    fn place(&self, repository: String) -> Place {
+        let repository = match self.path.is_empty() {
+            true => repository,
+            false => format!("{}/{repository}", self.path),
+        };
+        Place {
+            registry: self.registry,
+            repository,
+        }
+    }
+}
+
+fn side<'a>(task: &Map<'a>, key: &str, outline: &mut Outline) -> Result<Side<'a>, Wrong> {
     let Some(map) = task.map(key)? else {
         return Err(Wrong::at(task.at, format!("has no `{key}`")));
     };
     const KNOWN: [&str; 4] = ["registry", "auth", "skip-tls-verify", "auth-refresh"];
     let unmatched = outline.unmatched(&map, &KNOWN, &[]);
-    let (host, _) = address::host_and_path(map.needed("registry")?);
+    let (host, path) = address::host_and_path(map.needed("registry")?);
     let position = outline.registry(host);
     let registry = &mut outline.registries[position];
     registry.remarks.extend(unmatched);
@@ -76,10 +95,18 @@ fn side(task: &Map<'_>, key: &str, outline: &mut Outline) -> Result<usize, Wrong
             "skip-tls-verify: a certificate is always checked; `ca_file` adds an authority",
         );
     }
-    Ok(position)
+    Ok(Side {
+        registry: position,
+        path,
+    })
 }
 
-fn entry(map: &Map<'_>, source: usize, target: usize, outline: &mut Outline) -> Result<(), Wrong> {
+fn entry(
+    map: &Map<'_>,
+    source: &Side<'_>,
+    target: &Side<'_>,
+    outline: &mut Outline,
+) -> Result<(), Wrong> {
     const WITHOUT: [(&str, &str); 1] = [("preserve-digests", "a digest never changes")];
     let mut remarks = outline.unmatched(
         map,
@@ -109,17 +136,14 @@ fn entry(map: &Map<'_>, source: usize, target: usize, outline: &mut Outline) -> 
     let selected = tags(&rules, map.line_of("tags"), outline, from);
     let found = selected.and_then(|(tags, told)| {
         remarks.extend(told);
+        if from.starts_with("regex:") && !source.path.is_empty() {
+            return Err("from: an expression below a registry with a path: write the route with * or ** in `from`".into());
+        }
         let (from, to) = repositories(from, to)?;
         Ok(Route {
             line,
-            from: Place {
-                registry: source,
-                repository: from,
-            },
-            to: vec![Place {
-                registry: target,
-                repository: to,
-            }],
+            from: source.place(from),
+            to: vec![target.place(to)],
             tags,
             remarks,
         })
@@ -210,6 +234,7 @@ fn tags(texts: &[&str], line: u64, outline: &mut Outline, what: &str) -> Rules {
     if tags.include.is_empty() {
         tags.include.push("*".into());
     }
+    tags.check_newest("tags: keep: latest")?;
     Ok((tags, remarks))
 }
 
@@ -231,7 +256,7 @@ fn keep(kept: &str, tags: &mut Tags) -> Result<(), String> {
             .trim()
             .parse()
             .map_err(|_| "tags: `keep: latest` needs a number")?;
-        tags.newest = Some(count);
+        tags.newest = Some(tags.newest.map_or(count, |known| known.min(count)));
         return Ok(());
     }
     let inverted = kept.strip_prefix('!').ok_or(

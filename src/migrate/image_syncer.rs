@@ -58,7 +58,14 @@ fn login(key: &str, map: &Map<'_>, outline: &mut Outline) -> Result<(), Wrong> {
             );
         }
     }
-    if map.truth("insecure")? == Some(true) {
+    let is_insecure = map.truth("insecure")? == Some(true);
+    if is_insecure && !path.is_empty() {
+        registry.remark(
+            map.line_of("insecure"),
+            "insecure: for a part of the registry; all of it stays with https, and a second registry with `url: http://…` \
+             serves routes that need it",
+        );
+    } else if is_insecure {
         registry.is_plain = true;
         registry.remark(
             map.line_of("insecure"),

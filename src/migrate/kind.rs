@@ -84,9 +84,14 @@ const COMMANDS: [&str; 12] = [
     "get-login-password",
 ];
 
+/// Whether a command that does something with images is in the text.
+pub(super) fn has_commands(text: &str) -> bool {
+    COMMANDS.iter().any(|command| text.contains(command))
+}
+
 /// The one format that the text has.
 pub(super) fn recognise(text: &str) -> Result<Kind, Wrong> {
-    let has_commands = COMMANDS.iter().any(|command| text.contains(command));
+    let has_commands = has_commands(text);
     let root = match tree::parse(text) {
         Ok(root) => root,
         Err(_) if has_commands => return Ok(Kind::Script),

@@ -95,7 +95,10 @@ pub fn migrate(text: &str, options: Options<'_>) -> Result<Migrated, Wrong> {
 }
 
 fn read(kind: Kind, text: &str, options: Options<'_>) -> Result<Outline, Wrong> {
-    let mut outline = Outline::default();
+    let mut outline = Outline {
+        has_variables: matches!(kind, Kind::Regsync | Kind::Ocync),
+        ..Outline::default()
+    };
     if kind == Kind::Script {
         script::read(text, &mut outline)?;
         return Ok(outline);

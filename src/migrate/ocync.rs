@@ -190,15 +190,16 @@ fn entry(
         Some(map) => map.texts("targets")?,
         None => Vec::new(),
     };
-    let tags = match own_or_default("tags") {
-        Some(map) => map.map("tags")?,
+    let of_defaults = match defaults {
+        Some(defaults) => defaults.map("tags")?,
         None => None,
     };
-    let what = format!("{from} -> {to}");
-    let selected = match &tags {
-        None => Ok((Tags::all(), Vec::new())),
-        Some(tags) => tags_of(tags, outline)?,
+    let rules = Layers {
+        own: map.map("tags")?,
+        defaults: of_defaults,
     };
+    let what = format!("{from} -> {to}");
+    let selected = tags_of(&rules, line, outline)?;
     let found = selected.and_then(|(tags, told)| {
         remarks.extend(told);
         let registry = source.and_then(|name| names.registries.get(name));
@@ -243,8 +244,37 @@ fn targets_of(targets: &[&str], names: &Names) -> Result<Vec<usize>, String> {
 
 type Rules = Result<(Tags, Vec<Remark>), String>;
 
+/// The rules of a mapping above those of `defaults`: each key on its own, `exclude` from both.
+struct Layers<'a> {
+    own: Option<Map<'a>>,
+    defaults: Option<Map<'a>>,
+}
+
+impl<'a> Layers<'a> {
+    fn all(&self) -> impl Iterator<Item = &Map<'a>> {
+        self.own.iter().chain(&self.defaults)
+    }
+
+    /// What a key is read from.
+    fn with(&self, key: &str) -> Option<&Map<'a>> {
+        self.all().find(|map| map.has(key))
+    }
+
+    fn text(&self, key: &str) -> Result<Option<&'a str>, Wrong> {
+        self.with(key).map_or(Ok(None), |map| map.text(key))
+    }
+
+    fn number(&self, key: &str) -> Result<Option<u64>, Wrong> {
+        self.with(key).map_or(Ok(None), |map| map.number(key))
+    }
+
+    fn texts(&self, key: &str) -> Result<Vec<&'a str>, Wrong> {
+        self.with(key).map_or(Ok(Vec::new()), |map| map.texts(key))
+    }
+}
+
 /// A tag must match `glob` and lie within `semver`; `include` adds tags that need neither.
-fn tags_of(map: &Map<'_>, outline: &mut Outline) -> Result<Rules, Wrong> {
+fn tags_of(map: &Layers<'_>, of_mapping: u64, outline: &mut Outline) -> Result<Rules, Wrong> {
     const KNOWN: [&str; 8] = [
         "glob",
         "semver",
@@ -259,37 +289,67 @@ fn tags_of(map: &Map<'_>, outline: &mut Outline) -> Result<Rules, Wrong> {
         "immutable_tags",
         "every tag is fixed here but those of `moving`: list the ones that move",
     )];
-    let mut remarks = outline.unmatched(map, &KNOWN, &WITHOUT);
+    let mut remarks = Vec::new();
+    for layer in map.all() {
+        remarks.extend(outline.unmatched(layer, &KNOWN, &WITHOUT));
+    }
     let globs = map.texts("glob")?;
     let range = map.text("semver")?;
     let include = map.texts("include")?;
-    let exclude = map.texts("exclude")?;
+    let mut exclude = Vec::new();
+    for layer in map.all() {
+        exclude.extend(layer.texts("exclude")?);
+    }
     let newest = map.number("latest")?;
     let at_least = map.number("min_tags")?;
     let sort = map.text("sort")?;
-    let line = map.line();
+    if map.all().next().is_none() {
+        return Ok(Err(
+            "has no `tags`, which ocync refuses: for all tags write `include: [\"*\"]`".into(),
+        ));
+    }
+    let line = map.own.as_ref().map_or(of_mapping, Map::line);
+    let texts = globs.iter().chain(&include).chain(&exclude).chain(&range);
+    if texts.copied().any(|text| text.contains("${")) {
+        return Ok(Err(
+            "tags: a rule with a variable, which is filled in before the rule is read: write its value out".into(),
+        ));
+    }
     let rules = pool(&globs, range, line).and_then(|(mut tags, told)| {
         remarks.extend(told);
         tags.at_least = at_least;
+        tags.newest = newest;
+        tags.check_newest("tags.latest")?;
+        let is_by_range = range.is_some_and(|range| !range.contains('-'));
+        let is_narrowed = !tags.exclude.is_empty();
         let included: Vec<String> = all(&include, "include")?;
         if !included.is_empty() && !tags.include.iter().any(|rule| rule == "*") {
             tags.include.extend(included.clone());
         }
         tags.exclude.extend(all(&exclude, "exclude")?);
-        if included.iter().any(|rule| is_pre_release(rule)) {
+        if !included.is_empty() && is_narrowed {
             remarks.push(Remark::new(
                 line,
-                "tags.include: ocync leaves -rc, -alpha, -beta, -pre, -snapshot and -nightly out of all other rules; \
-                 `exclude` would take them from this one too: exclude what is too much",
+                "tags.include: here `exclude` counts for these tags too: what it takes of them needs another rule",
             ));
-        } else {
+        }
+        let has_pre_releases = included.iter().any(|rule| is_pre_release(rule));
+        if has_pre_releases && !is_by_range {
+            remarks.push(Remark::new(
+                line,
+                "tags.include: names pre-releases. ocync leaves -rc, -alpha, -beta, -pre, -snapshot and -nightly out of \
+                 its other rules; here `exclude` takes them from this one too: copy the ones that are meant with \
+                 `blobferry copy`",
+            ));
+        }
+        // A range without one matches no pre-release by itself.
+        if !(has_pre_releases && is_by_range) {
             tags.exclude.push(PRE_RELEASES.to_owned());
         }
-        if let Some(newest) = newest {
+        if newest.is_some() {
             if sort != Some("semver") {
                 return Err("tags.latest: `newest` counts versions only, not tags in another order".into());
             }
-            tags.newest = Some(newest);
             remarks.push(Remark::new(
                 line,
                 "tags.latest: `newest` counts versions (MAJOR.MINOR.PATCH); other tags that the rules take are not counted",

@@ -1,8 +1,9 @@
 //! What all formats come to: registries and routes, each with comments on what has no counterpart.
 
 use std::cmp::Reverse;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
+use super::address;
 use super::tree::Map;
 use crate::fault::{clip, without_passwords};
 use crate::route::Pattern;
@@ -10,6 +11,15 @@ use crate::route::Pattern;
 /// What is a version differs from tool to tool.
 pub(super) const VERSIONS: &str = "ranges: only MAJOR.MINOR.PATCH is a version here, with or without a v, and a \
      pre-release needs a range that names one; tags such as 1.27 need a rule of their own";
+
+/// Most routes of a config.
+const MOST_ROUTES: usize = 2000;
+
+/// Most registries that are told apart.
+const MOST_REGISTRIES: usize = 500;
+
+/// The longest time between two looks that a config takes: 30 days.
+const LONGEST_POLL: u64 = 30 * 24 * 3600;
 
 /// What has no counterpart, or means something else here, and the way out.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -129,6 +139,18 @@ impl Tags {
         }
     }
 
+    /// `newest` leaves alone what is no version: such rules would take every tag there is.
+    pub(super) fn check_newest(&self, key: &str) -> Result<(), String> {
+        let is_of_versions = self.include.iter().all(|rule| rule.starts_with("semver:"));
+        match self.newest.is_some() && !is_of_versions {
+            true => Err(format!(
+                "{key} counts all tags, and `newest` versions (MAJOR.MINOR.PATCH) only, with all others beside them: \
+                 where the versions are meant, write `include: [\"semver:*\"]` and `newest`"
+            )),
+            false => Ok(()),
+        }
+    }
+
     /// Adds the rules of another one, where that is the union of both.
     fn join(&mut self, other: &Tags) -> bool {
         let joins = self.exclude == other.exclude
@@ -183,6 +205,8 @@ pub(super) struct Outline {
     pub(super) remarks: Vec<Remark>,
     /// Seconds between two looks.
     pub(super) poll: Option<u64>,
+    /// Whether `${NAME}` is a variable in the old file, too.
+    pub(super) has_variables: bool,
 }
 
 impl Outline {
@@ -193,10 +217,20 @@ impl Outline {
 
     /// As [`Outline::registry`], with the name that a new one gets.
     pub(super) fn registry_named(&mut self, name: &str, host: &str) -> usize {
+        let has_room = self.registries.len() < MOST_REGISTRIES;
+        let is_host = address::is_host(host);
+        // What is no host may hold a password: nothing of it is kept.
+        let (name, host) = match is_host {
+            true => (name, host),
+            false => ("registry", ""),
+        };
         if let Some(at) = self.registries.iter().position(|known| known.host == host) {
             return at;
         }
-        let name = self.free_name(&registry_name(name));
+        if !has_room && is_host {
+            return self.registry_named("", "");
+        }
+        let name = self.free_name(&registry_name(&address::safe(name)));
         self.registries.push(Registry {
             name,
             host: host.to_owned(),
@@ -231,14 +265,14 @@ impl Outline {
     pub(super) fn refuse(&mut self, line: u64, what: impl AsRef<str>, reason: impl AsRef<str>) {
         self.refused.push(Refused {
             line,
-            what: Remark::new(line, what).text,
+            what: Remark::new(line, address::safe(what.as_ref())).text,
             reason: Remark::new(line, reason).text,
         });
     }
 
     /// The shortest interval that is named counts for all routes.
     pub(super) fn poll_every(&mut self, seconds: u64) {
-        let seconds = seconds.max(1);
+        let seconds = seconds.clamp(1, LONGEST_POLL);
         self.poll = Some(self.poll.map_or(seconds, |known| known.min(seconds)));
     }
 
@@ -257,7 +291,8 @@ impl Outline {
             let reason = without.iter().find(|(name, _)| *name == key);
             let text = match reason {
                 Some((_, reason)) => format!("{key}: {reason}"),
-                None => format!("{}: is not known and left out", clip(key, 60)),
+                None if is_key(key) => format!("{}: is not known and left out", clip(key, 60)),
+                None => "a key that is no word is not known and left out".to_owned(),
             };
             remarks.push(Remark::new(map.line_of(key), text));
         }
@@ -266,6 +301,11 @@ impl Outline {
 
     /// Adds a route, or joins it with that of the same source: a source repository has one route.
     pub(super) fn add(&mut self, route: Route) {
+        if let Err(reason) = self.check(&route) {
+            let what = self.shown(&route);
+            self.refuse(route.line, what, reason);
+            return;
+        }
         let Some(known) = self
             .routes
             .iter_mut()
@@ -288,6 +328,58 @@ impl Outline {
                  route both destinations, or both sets of rules"
             );
             self.refuse(route.line, what, reason);
+        }
+    }
+
+    /// Whether the route can be written down at all.
+    fn check(&self, route: &Route) -> Result<(), String> {
+        if self.routes.len() >= MOST_ROUTES {
+            return Err(format!(
+                "a config has at most {MOST_ROUTES} routes: one with a wildcard stands for many, or write a second config"
+            ));
+        }
+        for place in route.to.iter().chain([&route.from]) {
+            let registry = self.registries.get(place.registry);
+            let address = registry.map_or("", |registry| registry.address.as_str());
+            if !address::is_host(address) {
+                return Err("names no registry that is one (HOST or HOST:PORT, without a login), or is beyond \
+                            the 500 registries that are read"
+                    .into());
+            }
+            if !place.repository.chars().all(is_of_repository) {
+                return Err("has no repository name that is one".into());
+            }
+            self.check_variables(address)?;
+            self.check_variables(&place.repository)?;
+        }
+        let mut rules = route.tags.include.iter().chain(&route.tags.exclude);
+        rules.try_for_each(|rule| self.check_variables(rule))
+    }
+
+    /// A config fills variables in. Where the old tool does not, nothing may turn into one.
+    fn check_variables(&self, text: &str) -> Result<(), String> {
+        match !self.has_variables && text.replace("$$", "").contains("${") {
+            true => {
+                Err("holds ${…}, which the old tool does not fill in: write its value out".into())
+            }
+            false => Ok(()),
+        }
+    }
+
+    /// Leaves out what goes where another route already goes.
+    pub(super) fn part_destinations(&mut self) {
+        let mut taken: BTreeMap<Place, u64> = BTreeMap::new();
+        for route in std::mem::take(&mut self.routes) {
+            let other = route.to.iter().find_map(|place| taken.get(place));
+            if let Some(line) = other {
+                let reason = format!("its destination is that of the route of line {line} already");
+                let what = self.shown(&route);
+                self.refuse(route.line, what, reason);
+                continue;
+            }
+            let places = route.to.iter().cloned();
+            taken.extend(places.map(|place| (place, route.line)));
+            self.routes.push(route);
         }
     }
 
@@ -350,28 +442,34 @@ impl Outline {
 
     /// A repository that a wildcard matches as well goes where its own route says, and nowhere else.
     fn tell_of_wildcards(&mut self) {
-        let wild: Vec<(u64, usize, Pattern)> = self
+        let wild: Vec<(u64, usize, Pattern, Tags)> = self
             .routes
             .iter()
             .filter(|route| route.from.repository.contains('*'))
             .filter_map(|route| {
                 let pattern = Pattern::parse(&format!("x/{}", route.from.repository)).ok()?;
-                Some((route.line, route.from.registry, pattern))
+                Some((route.line, route.from.registry, pattern, route.tags.clone()))
             })
             .collect();
         for route in &mut self.routes {
             let Ok(name) = route.from.repository.parse() else {
                 continue;
             };
-            let other = wild.iter().find(|(_, registry, pattern)| {
+            let other = wild.iter().find(|(_, registry, pattern, _)| {
                 *registry == route.from.registry && pattern.matches(&name)
             });
-            if let Some((line, ..)) = other {
+            if let Some((line, _, _, tags)) = other {
+                let advice = match *tags == route.tags {
+                    true => "add its destination to `to` if both are meant",
+                    false => {
+                        "its rules for tags are others, and do not count for this repository: what they alone take \
+                         needs a config of its own"
+                    }
+                };
                 route.remarks.push(Remark::new(
                     route.line,
                     format!(
-                        "line {line} matches this repository too: here the first route alone has it; add its destination to \
-                         `to` if both are meant"
+                        "line {line} matches this repository too: here the first route alone has it; {advice}"
                     ),
                 ));
             }
@@ -413,6 +511,16 @@ impl Outline {
         });
         told.cloned().chain(refused).collect()
     }
+}
+
+fn is_key(text: &str) -> bool {
+    text.chars()
+        .all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c))
+}
+
+/// Letters of a repository, of patterns, captures and variables.
+fn is_of_repository(character: char) -> bool {
+    character.is_ascii_alphanumeric() || "/._-*{}$:".contains(character)
 }
 
 /// The host as a name: letters, digits, `_ . -`.

@@ -169,7 +169,10 @@ fn login(creds: &Map<'_>, outline: &mut Outline) -> Result<(), Wrong> {
     let line_of = |key: &str| creds.line_of(key);
     let registry = &mut outline.registries[position];
     registry.remarks.extend(unmatched);
-    registry.address = address::host_and_path(&host).0.to_owned();
+    // All that are no hosts are one registry, which stays without an address.
+    if !registry.host.is_empty() {
+        registry.address = address::host_and_path(&host).0.to_owned();
+    }
     match creds.text("tls")? {
         Some("disabled") => {
             registry.is_plain = true;
@@ -242,6 +245,9 @@ fn argument<'a>(text: &'a str, function: &str) -> Option<&'a str> {
 
 /// The text with `{{env "X"}}` as `${X}`.
 fn template(text: &str) -> Result<String, String> {
+    if text.contains("${") {
+        return Err("holds ${…}, which regsync does not fill in: write its value out".into());
+    }
     let mut filled = String::new();
     let mut rest = text.trim();
     while let Some(at) = rest.find("{{") {
@@ -356,7 +362,12 @@ fn registry(
         Ok(patterns) => patterns,
         Err(reason) => return Ok(Err(reason)),
     };
-    let (from, _) = address::host_and_path(source);
+    let (from, below_source) = address::host_and_path(source);
+    if !below_source.is_empty() {
+        return Ok(Err(
+            "source: a registry with a path: write the route with ** in `from`".into(),
+        ));
+    }
     let (host, path) = address::host_and_path(target);
     let mut routes = patterns.drain(..).map(|pattern| Route {
         line: sync.line(),

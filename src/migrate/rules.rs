@@ -139,7 +139,7 @@ pub(super) fn glob(text: &str) -> Result<String, String> {
                 is_class = false;
                 expression.push(']');
             }
-            '!' if is_class && expression.ends_with('[') => expression.push('^'),
+            '!' | '^' if is_class && expression.ends_with('[') => expression.push('^'),
             '-' if is_class => expression.push('-'),
             '{' => expression.push_str("(?:"),
             '}' => expression.push(')'),
@@ -263,7 +263,10 @@ mod tests {
         assert_eq!(glob("v*").unwrap(), "v*");
         let rule = glob("v[0-9].{1,22}*").unwrap();
         assert!(takes(&rule, "v3.22-alpine") && !takes(&rule, "v3.3") && !takes(&rule, "vx.1"));
-        assert!(takes(&glob("[!a]b").unwrap(), "cb"));
+        for negated in ["[!a]b", "[^a]b"] {
+            let rule = glob(negated).unwrap();
+            assert!(takes(&rule, "cb") && !takes(&rule, "ab"), "{negated}");
+        }
         assert!(glob("a b").is_err() && glob("/x").is_err());
     }
 

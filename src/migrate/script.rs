@@ -2,7 +2,7 @@
 //! skopeo, crane, regctl or imagetools.
 
 use super::address::{self, Address};
-use super::outline::{Outline, Route, Tags};
+use super::outline::{Outline, Remark, Route, Tags};
 use super::pair;
 use super::shell::{self, Command, Word};
 use super::tree::Wrong;
@@ -45,22 +45,59 @@ const WITH_VALUE: [&str; 34] = [
     "-j",
 ];
 
+/// What a command behind a condition has, and a route has not.
+const CONDITION: &str = "stands behind a condition, or in a function: the route promotes whether it holds or not; \
+     leave the route out where that is too much";
+
 /// What the engine of the script has seen so far.
 #[derive(Default)]
 struct Engine {
     pulled: Vec<Address>,
-    /// From, to.
-    tagged: Vec<(Address, Address)>,
-    built: Vec<Address>,
+    tagged: Vec<Tagged>,
+}
+
+/// A name of an image that was pulled.
+#[derive(Clone)]
+struct Tagged {
+    /// What was pulled; `None` for an image that was not.
+    from: Option<Address>,
+    to: Address,
+    is_conditional: bool,
+    /// A condition says which of several images has the name.
+    is_open: bool,
 }
 
 /// Reads the commands.
 pub(super) fn read(text: &str, outline: &mut Outline) -> Result<(), Wrong> {
     let mut engine = Engine::default();
+    let mut has_ended = false;
     for command in shell::commands(text)? {
-        step(&command, &mut engine, outline);
+        let is_exit = command.words.first().is_some_and(|word| word.is("exit"));
+        has_ended |= is_exit && !command.is_conditional;
+        match has_ended {
+            true => left_behind(&command, outline),
+            false => step(&command, &mut engine, outline),
+        }
     }
     Ok(())
+}
+
+/// Nothing runs behind an `exit`.
+fn left_behind(command: &Command, outline: &mut Outline) {
+    let has = |names: &[&str]| {
+        let mut words = command.words.iter().take(4).filter_map(Word::known);
+        words.any(|word| names.contains(&word))
+    };
+    if has(&[
+        "docker", "podman", "nerdctl", "skopeo", "crane", "gcrane", "regctl",
+    ]) && has(&["push", "copy", "cp", "imagetools"])
+    {
+        outline.refuse(
+            command.line,
+            "a copy",
+            "stands behind `exit`, and never runs",
+        );
+    }
 }
 
 fn step(command: &Command, engine: &mut Engine, outline: &mut Outline) {
@@ -84,6 +121,16 @@ fn step(command: &Command, engine: &mut Engine, outline: &mut Outline) {
         ("docker" | "podman" | "nerdctl", ["login", ..]) => outline.remark(
             line,
             "a login: the Docker config and its helpers are asked, and AWS credentials for ECR; no secret is written here",
+        ),
+        ("<<", _) => outline.refuse(
+            line,
+            "commands in a text behind <<",
+            "another program gets them: give its file to `blobferry migrate` where they are run",
+        ),
+        ("aws", ["ecr" | "ecr-public", "put-image"]) => outline.refuse(
+            line,
+            "aws ecr put-image",
+            "gives an image a second tag in its own repository: `blobferry copy SRC DST` does so once",
         ),
         ("aws", ["ecr" | "ecr-public", ..]) => {
             outline.remark(line, "a token of ECR: it is fetched and renewed unasked, with the AWS credentials of the machine");
@@ -111,9 +158,14 @@ fn step(command: &Command, engine: &mut Engine, outline: &mut Outline) {
 impl Engine {
     fn act(&mut self, act: &str, command: &Command, skip: usize, outline: &mut Outline) {
         let line = command.line;
-        if act == "build" || act == "buildx" {
-            self.built
-                .extend(tags_of(command).filter_map(|word| address::parse(word.known()?).ok()));
+        if ["build", "buildx", "load", "import", "commit"].contains(&act) {
+            // Whatever has a name from here on was not pulled.
+            for name in tags_of(command) {
+                self.forget(name.known().and_then(|name| address::parse(name).ok()));
+            }
+            if act != "build" && act != "buildx" {
+                self.forget(None);
+            }
             return;
         }
         if !["pull", "tag", "push"].contains(&act) {
@@ -132,20 +184,65 @@ impl Engine {
             }
         };
         match (act, &addresses[..]) {
-            ("pull", [image, ..]) => self.pulled.push(image.clone()),
-            ("tag", [from, to]) => self.tagged.push((from.clone(), to.clone())),
-            ("push", [image, ..]) => self.push(image, has_all, line, outline),
+            ("pull", [image, ..]) => {
+                self.tagged.retain(|tagged| !is_image(&tagged.to, image));
+                self.pulled.push(image.clone());
+            }
+            ("tag", [from, to]) => self.tag(from, to, command.is_conditional),
+            ("push", [image, ..]) => self.push(image, has_all, command, outline),
             _ => {}
         }
     }
 
-    /// What is pushed is promoted from where it was pulled.
-    fn push(&mut self, image: &Address, has_all: bool, line: u64, outline: &mut Outline) {
-        let is_same = |to: &Address| is_repository(to, image) && (has_all || tag(to) == tag(image));
-        let tagged: Vec<(Address, Address)> = self
+    /// An image of this name, or of any, is another one now.
+    fn forget(&mut self, image: Option<Address>) {
+        let is_meant = |known: &Address| image.as_ref().is_none_or(|image| is_image(known, image));
+        self.pulled.retain(|pulled| !is_meant(pulled));
+        for tagged in &mut self.tagged {
+            if is_meant(&tagged.to) {
+                tagged.from = None;
+            }
+        }
+    }
+
+    /// The name goes over to the image of `from`.
+    fn tag(&mut self, from: &Address, to: &Address, is_conditional: bool) {
+        let named = self.tagged.iter().find(|tagged| is_image(&tagged.to, from));
+        let mut new = match named {
+            Some(named) => named.clone(),
+            None => Tagged {
+                from: self.pulled(from),
+                to: to.clone(),
+                is_conditional: false,
+                is_open: false,
+            },
+        };
+        new.to = to.clone();
+        new.is_conditional |= is_conditional;
+        let old = self
             .tagged
             .iter()
-            .filter(|(_, to)| is_same(to))
+            .position(|tagged| is_image(&tagged.to, to));
+        if let Some(old) = old.map(|at| self.tagged.remove(at)) {
+            new.is_open |= is_conditional && old.from != new.from;
+        }
+        self.tagged.push(new);
+    }
+
+    /// The reference itself, where it was pulled.
+    fn pulled(&self, image: &Address) -> Option<Address> {
+        let is_known = self.pulled.iter().any(|pulled| is_image(pulled, image));
+        is_known.then(|| image.clone())
+    }
+
+    /// What is pushed is promoted from where it was pulled.
+    fn push(&mut self, image: &Address, has_all: bool, command: &Command, outline: &mut Outline) {
+        let line = command.line;
+        let is_same = |to: &Address| is_repository(to, image) && (has_all || tag(to) == tag(image));
+        let tagged: Vec<Tagged> = self
+            .tagged
+            .iter()
+            .filter(|tagged| is_same(&tagged.to))
             .cloned()
             .collect();
         let what = format!("docker push {}/{}", image.host, image.repository);
@@ -157,30 +254,38 @@ impl Engine {
             );
             return;
         }
-        for (from, to) in tagged {
-            let is_local = self.built.iter().any(|built| is_repository(built, &from))
-                || (from.host == address::HUB
-                    && !self
-                        .pulled
-                        .iter()
-                        .any(|pulled| is_repository(pulled, &from)));
-            if is_local {
-                outline.refuse(
-                    line,
-                    &what,
-                    "the image is built here: push it to staging, and let a route promote it from there",
-                );
-                continue;
-            }
-            let route = match has_all && from.tag.is_none() {
-                true => Ok(whole(&from, &to, line, outline)),
-                false => pair::route(&from, &to, line, outline),
-            };
-            match route {
-                Ok(route) => outline.add(route),
+        for tagged in tagged {
+            let is_conditional = command.is_conditional || tagged.is_conditional;
+            match promoted(tagged, has_all, line, outline) {
+                Ok(mut route) => {
+                    if is_conditional {
+                        route.remarks.push(Remark::new(line, CONDITION));
+                    }
+                    outline.add(route);
+                }
                 Err(reason) => outline.refuse(line, &what, reason),
             }
         }
+    }
+}
+
+fn promoted(
+    tagged: Tagged,
+    has_all: bool,
+    line: u64,
+    outline: &mut Outline,
+) -> Result<Route, String> {
+    if tagged.is_open {
+        return Err(
+            "a condition says which image has this name: write the route that is meant".into(),
+        );
+    }
+    let from = tagged.from.ok_or(
+        "the image is not one that was pulled here: push it to staging, and let a route promote it from there",
+    )?;
+    match has_all && from.tag.is_none() {
+        true => Ok(whole(&from, &tagged.to, line, outline)),
+        false => pair::route(&from, &tagged.to, line, outline),
     }
 }
 
@@ -199,16 +304,27 @@ fn is_repository(one: &Address, other: &Address) -> bool {
     one.host == other.host && one.repository == other.repository
 }
 
+/// Whether both name the same image.
+fn is_image(one: &Address, other: &Address) -> bool {
+    is_repository(one, other) && tag(one) == tag(other) && one.digest == other.digest
+}
+
 fn tag(address: &Address) -> &str {
     address.tag.as_deref().unwrap_or("latest")
 }
 
 /// The values of `-t` and `--tag`.
-fn tags_of(command: &Command) -> impl Iterator<Item = &Word> {
-    let pairs = command.words.iter().zip(command.words.iter().skip(1));
-    pairs
-        .filter(|(option, _)| option.is("-t") || option.is("--tag"))
-        .map(|(_, value)| value)
+fn tags_of(command: &Command) -> impl Iterator<Item = Word> {
+    let words = &command.words;
+    let behind = words.iter().skip(1).map(Some).chain([None]);
+    words.iter().zip(behind).filter_map(|(option, value)| {
+        let joined = option.known().and_then(|text| text.strip_prefix("--tag="));
+        match joined {
+            Some(value) => Some(Word::Known(value.to_owned())),
+            None if option.is("-t") || option.is("--tag") => value.cloned(),
+            None => None,
+        }
+    })
 }
 
 /// The words that are no options, without the first ones.
@@ -291,6 +407,19 @@ fn images(
         .take(2)
         .collect();
     let what = what.join(" ");
+    let has = |option: &str| command.words.iter().any(|word| word.is(option));
+    if has("--dry-run") {
+        outline.refuse(line, what, "--dry-run: it copies nothing");
+        return;
+    }
+    if has("--all-tags") || (what.starts_with("crane") && has("-a")) {
+        outline.refuse(
+            line,
+            what,
+            "copies all tags: write a route from the one repository to the other with `include: [\"*\"]`",
+        );
+        return;
+    }
     let pairs = match pairs(command, &arguments) {
         Ok(pairs) => pairs,
         Err(reason) => {
@@ -301,11 +430,10 @@ fn images(
     for (from, to) in pairs {
         match pair::route(&from, &to, line, outline) {
             Ok(mut route) => {
-                if command
-                    .words
-                    .iter()
-                    .any(|word| word.is("--platform") || word.is("--override-arch"))
-                {
+                if command.is_conditional {
+                    route.remarks.push(Remark::new(line, CONDITION));
+                }
+                if has("--platform") || has("--override-arch") {
                     route.remarks.push(pair::one_platform(line, "--platform"));
                 }
                 outline.add(route);
@@ -329,7 +457,8 @@ fn imagetools(command: &Command, arguments: &[&Word]) -> Pairs {
         .filter(|word| !word.is("create"))
         .collect();
     let sources = addresses(&arguments)?;
-    let targets: Vec<&Word> = tags_of(command).collect();
+    let named: Vec<Word> = tags_of(command).collect();
+    let targets: Vec<&Word> = named.iter().collect();
     let [from] = &sources[..] else {
         return Err(
             "makes an index of several images: build it in staging, and let a route promote it"

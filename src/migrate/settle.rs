@@ -8,19 +8,24 @@ use super::outline::{Outline, Remark};
 use super::writer;
 use crate::config::Config;
 
+/// Rounds until all that is left is left out.
+const MOST_ROUNDS: usize = 100;
+
 /// Writes the outline until it passes. Each round takes a route away, or a registry's key.
 pub(super) fn settle(outline: &mut Outline, kind: Kind) -> String {
-    loop {
+    outline.part_destinations();
+    for round in 0.. {
         let text = writer::write(outline, kind);
         if outline.routes.is_empty() {
             return text;
         }
         // Variables are those of the machine that will run it.
-        let problems =
-            match Config::parse(&text, Path::new("blobferry.yaml"), &|_| Some("a".into())) {
-                Ok(_) => return text,
-                Err(error) => error.problems,
-            };
+        let problems = match Config::parse(&text, Path::new("blobferry.yaml"), &|name| {
+            Some(value_of(name))
+        }) {
+            Ok(_) => return text,
+            Err(error) => error.problems,
+        };
         let mut routes = BTreeMap::new();
         let mut has_changed = false;
         for problem in &problems {
@@ -50,7 +55,7 @@ pub(super) fn settle(outline: &mut Outline, kind: Kind) -> String {
             });
         let of_lost: Vec<(usize, String)> = of_lost.collect();
         routes.extend(of_lost);
-        if routes.is_empty() && !has_changed {
+        if round >= MOST_ROUNDS || (routes.is_empty() && !has_changed) {
             // Nothing that can be left out is to blame: without its routes the file is sound.
             routes.extend((0..outline.routes.len()).map(|position| (position, first(&problems))));
         }
@@ -58,6 +63,16 @@ pub(super) fn settle(outline: &mut Outline, kind: Kind) -> String {
             outline.give_up(position, &reason);
         }
     }
+    writer::write(outline, kind)
+}
+
+/// A value for a variable: each has its own, so that two of them never are one place.
+fn value_of(name: &str) -> String {
+    let letters = name.bytes().map(|byte| match byte {
+        b'_' => "0x".to_owned(),
+        other => char::from(other.to_ascii_lowercase()).to_string(),
+    });
+    format!("v{}", letters.collect::<String>())
 }
 
 fn first(problems: &[crate::config::Problem]) -> String {

@@ -3,11 +3,21 @@
 
 use std::collections::BTreeMap;
 
+use super::kind;
 use super::tree::{self, Map, Wrong};
 use crate::config::yaml::{Node, Value};
 
 /// Most commands, loops unrolled.
 const MOST_COMMANDS: usize = 20_000;
+
+/// Most words and bytes of words, loops unrolled.
+const MOST_WORK: usize = 8 * 1024 * 1024;
+
+/// The longest value of a word.
+const LONGEST_WORD: usize = 4096;
+
+/// Most loops within each other.
+const DEEPEST_LOOP: usize = 16;
 
 /// A word of a command.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +35,13 @@ impl Word {
         }
     }
 
+    /// The value, or what it depends on.
+    fn text(&self) -> &str {
+        match self {
+            Word::Known(text) | Word::Unknown(text) => text,
+        }
+    }
+
     pub(super) fn is(&self, text: &str) -> bool {
         self.known() == Some(text)
     }
@@ -35,12 +52,14 @@ impl Word {
 pub(super) struct Command {
     pub(super) line: u64,
     pub(super) words: Vec<Word>,
+    /// Whether it may never run: behind a condition, or in a function.
+    pub(super) is_conditional: bool,
 }
 
 /// All commands of a buildspec, or of lines of a shell.
 pub(super) fn commands(text: &str) -> Result<Vec<Command>, Wrong> {
     let mut shell = Shell::default();
-    match buildspec(text) {
+    match with_key(text, "phases") {
         Some(root) => {
             let root = Map::of(&root, "the file")?;
             if let Some(env) = root.map("env")?
@@ -61,17 +80,21 @@ pub(super) fn commands(text: &str) -> Result<Vec<Command>, Wrong> {
                 }
             }
         }
-        None => shell.read(text, 1),
+        None => match with_key(text, "jobs") {
+            Some(root) => shell.workflow(&Map::of(&root, "the file")?)?,
+            None => shell.read(text, 1),
+        },
     }
     let parts = std::mem::take(&mut shell.parts);
     shell.run(&parts)?;
     Ok(shell.commands)
 }
 
-fn buildspec(text: &str) -> Option<Node> {
+/// The document, where it has this key.
+fn with_key(text: &str, key: &str) -> Option<Node> {
     let root = tree::parse(text).ok()?;
-    let is_buildspec = Map::of(&root, "the file").is_ok_and(|map| map.has("phases"));
-    is_buildspec.then_some(root)
+    let has_key = Map::of(&root, "the file").is_ok_and(|map| map.has(key));
+    has_key.then_some(root)
 }
 
 /// A word before its variables are filled in.
@@ -88,7 +111,25 @@ enum Piece {
 #[derive(Clone, Debug)]
 struct Part {
     line: u64,
+    joint: Joint,
     words: Vec<Vec<Piece>>,
+}
+
+/// What stands between a command and the one before it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Joint {
+    /// `;`, `&` or a new line.
+    #[default]
+    Next,
+    And,
+    Or,
+    Pipe,
+}
+
+/// A part of the grammar that is begun: the word that ends it, and whether its commands may not run.
+struct Open {
+    end: &'static str,
+    is_conditional: bool,
 }
 
 #[derive(Default)]
@@ -96,9 +137,74 @@ struct Shell {
     variables: BTreeMap<String, Word>,
     parts: Vec<Part>,
     commands: Vec<Command>,
+    open: Vec<Open>,
+    /// `NAME()` stands before a `{`.
+    is_function: bool,
+    /// A command before in the same list may fail in the ordinary course.
+    may_fail: bool,
+    /// Another file set variables.
+    has_sourced: bool,
+    loops: usize,
+    work: usize,
 }
 
 impl Shell {
+    /// The steps of a workflow: each is a shell of its own.
+    fn workflow(&mut self, root: &Map<'_>) -> Result<(), Wrong> {
+        let Some(jobs) = root.map("jobs")? else {
+            return Ok(());
+        };
+        for (name, node) in jobs.entries() {
+            let job = Map::of(node, name)?;
+            for step in job.list("steps") {
+                let step = Map::of(step, "steps")?;
+                self.step(&[root, &job, &step])?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The last of the levels is the step.
+    fn step(&mut self, levels: &[&Map<'_>]) -> Result<(), Wrong> {
+        let Some(node) = levels.last().and_then(|step| step.get("run")) else {
+            return Ok(());
+        };
+        self.variables.clear();
+        for level in levels {
+            let Some(Value::Map(_)) = level.get("env").map(|node| &node.value) else {
+                continue;
+            };
+            for (name, node) in level.map("env")?.iter().flat_map(Map::entries) {
+                let value = tree::text(node, name)?;
+                self.charge(name.len() + value.len())?;
+                let value = match value.contains("${{") {
+                    true => Word::Unknown(format!("${name}")),
+                    false => Word::Known(value.to_owned()),
+                };
+                self.variables.insert(name.to_owned(), value);
+            }
+        }
+        let is_conditional = levels.iter().any(|level| level.has("if"));
+        self.open = vec![Open {
+            end: "",
+            is_conditional,
+        }];
+        self.read_nodes(&[node]);
+        let parts = std::mem::take(&mut self.parts);
+        self.run(&parts)
+    }
+
+    /// Counts what loops multiply.
+    fn charge(&mut self, cost: usize) -> Result<(), Wrong> {
+        self.work = self.work.saturating_add(cost).saturating_add(1);
+        match self.work > MOST_WORK {
+            true => Err(Wrong::whole(
+                "comes to more than 8 MiB of commands, loops counted each time",
+            )),
+            false => Ok(()),
+        }
+    }
+
     fn read_nodes(&mut self, nodes: &[&Node]) {
         for node in nodes {
             if let Value::Text(text) = &node.value {
@@ -111,21 +217,31 @@ impl Shell {
     fn read(&mut self, text: &str, first: u64) {
         let mut pending = String::new();
         let mut start = first;
-        for (number, line) in text.lines().enumerate() {
-            let here = first.saturating_add(number as u64);
+        let mut lines = text.lines().zip(first..);
+        while let Some((line, here)) = lines.next() {
             if pending.is_empty() {
                 start = here;
             }
             let line = line.trim();
             let line = line.strip_prefix("- ").unwrap_or(line);
             let line = line.strip_prefix("run: ").unwrap_or(line);
-            match line.strip_suffix('\\') {
-                Some(begun) => pending.push_str(&format!("{begun} ")),
-                None => {
-                    pending.push_str(line);
-                    self.parts
-                        .extend(split(&std::mem::take(&mut pending), start));
-                }
+            if let Some(begun) = line.strip_suffix('\\') {
+                pending.push_str(&format!("{begun} "));
+                continue;
+            }
+            pending.push_str(line);
+            if !line.starts_with('#') && line.ends_with(['&', '|']) && !line.ends_with(" &") {
+                pending.push(' ');
+                continue;
+            }
+            let parts = split(&std::mem::take(&mut pending), start);
+            let end = parts.iter().find_map(end_of_text);
+            self.parts.extend(parts);
+            if let Some(end) = end {
+                let held = lines.by_ref().take_while(|(line, _)| line.trim() != end);
+                let has_commands =
+                    held.fold(false, |has, (line, _)| has | kind::has_commands(line));
+                self.parts.extend(has_commands.then(|| text_part(here)));
             }
         }
         self.parts.extend(split(&pending, start));
@@ -136,33 +252,118 @@ impl Shell {
         let mut at = 0;
         while let Some(part) = parts.get(at) {
             at += 1;
-            let mut words = self.words(&part.words);
-            while words.first().is_some_and(is_lead_in) {
-                words.remove(0);
+            if self.assigned(part)? {
+                continue;
             }
+            let mut words = self.words(&part.words)?;
+            words.drain(..self.lead_in(&words));
             if words.first().is_some_and(|word| word.is("for")) {
                 let body = &parts[at..];
                 let length = length_of_loop(body);
+                self.charge(length)?;
                 self.repeat(&words, &body[..length])?;
-                at += length;
+                // Its `done`.
+                at += length + 1;
                 continue;
             }
-            self.assign(&mut words);
+            let is_conditional = self.is_conditional(part.joint);
+            self.declare(&mut words, is_conditional)?;
+            self.go_on(part.joint, &words);
             if self.commands.len() >= MOST_COMMANDS {
                 return Err(Wrong::whole(format!(
                     "has more than {MOST_COMMANDS} commands, loops counted each time"
                 )));
             }
             if !words.is_empty() {
-                let line = part.line;
-                self.commands.push(Command { line, words });
+                self.commands.push(Command {
+                    line: part.line,
+                    words,
+                    is_conditional,
+                });
             }
         }
         Ok(())
     }
 
+    /// Whether a command behind this joint may not run.
+    fn is_conditional(&self, joint: Joint) -> bool {
+        let is_behind_another = match joint {
+            Joint::Next => false,
+            Joint::And | Joint::Pipe => self.may_fail,
+            Joint::Or => true,
+        };
+        is_behind_another || self.open.iter().any(|open| open.is_conditional)
+    }
+
+    /// What the command means to those behind it.
+    fn go_on(&mut self, joint: Joint, words: &[Word]) {
+        const SURE: [&str; 18] = [
+            "docker", "podman", "nerdctl", "skopeo", "crane", "gcrane", "regctl", "aws", "cd",
+            "echo", "set", "printf", "mkdir", "true", ":", "sleep", "date", "cat",
+        ];
+        let is_sure = words
+            .first()
+            .is_none_or(|word| word.known().is_some_and(|name| SURE.contains(&name)));
+        self.may_fail = match joint {
+            Joint::Next => !is_sure,
+            Joint::And | Joint::Pipe => self.may_fail || !is_sure,
+            Joint::Or => true,
+        };
+    }
+
+    /// How many words stand before the command; what they begin and end is kept.
+    fn lead_in(&mut self, words: &[Word]) -> usize {
+        let mut at = 0;
+        while let Some(word) = words.get(at).and_then(Word::known) {
+            let is_in_case = self.open.last().is_some_and(|open| open.end == "esac");
+            at += 1;
+            match word {
+                "if" => self.begin("fi", true),
+                "while" | "until" | "select" => self.begin("done", true),
+                "case" => {
+                    self.begin("esac", true);
+                    let end = words[at..].iter().position(ends_pattern);
+                    at = end.map_or(words.len(), |end| at + end + 1);
+                }
+                "{" => {
+                    let is_function = std::mem::take(&mut self.is_function);
+                    self.begin("}", is_function);
+                }
+                "fi" | "done" | "esac" | "}" => self.end(word),
+                "function" => {
+                    self.is_function = true;
+                    at += 1;
+                }
+                "do" | "then" | "else" | "elif" | "!" | "(" | "sudo" | "time" | "exec" => {}
+                name if name.ends_with("()") => self.is_function = true,
+                pattern if is_in_case && pattern.ends_with(')') => {}
+                _ => return at - 1,
+            }
+        }
+        at.min(words.len())
+    }
+
+    fn begin(&mut self, end: &'static str, is_conditional: bool) {
+        self.open.push(Open {
+            end,
+            is_conditional,
+        });
+    }
+
+    fn end(&mut self, word: &str) {
+        if self.open.last().is_some_and(|open| open.end == word) {
+            self.open.pop();
+        }
+    }
+
     /// `for NAME in WORDS`: the body for each word.
     fn repeat(&mut self, head: &[Word], body: &[Part]) -> Result<(), Wrong> {
+        if self.loops >= DEEPEST_LOOP {
+            return Err(Wrong::whole(format!(
+                "has more than {DEEPEST_LOOP} loops within each other"
+            )));
+        }
+        self.loops += 1;
         let name = head
             .get(1)
             .and_then(Word::known)
@@ -176,49 +377,133 @@ impl Shell {
                     .collect(),
                 unknown => vec![unknown.clone()],
             };
+            // How often the body runs for what is not known is not known either.
+            self.begin("", value.known().is_none());
             for value in values {
+                self.charge(name.len())?;
                 self.variables.insert(name.clone(), value);
                 self.run(body)?;
+            }
+            self.end("");
+        }
+        if self.is_conditional(Joint::Next) {
+            self.forget(&name);
+        }
+        self.loops -= 1;
+        Ok(())
+    }
+
+    /// From here on nothing is known of a variable.
+    fn forget(&mut self, name: &str) {
+        let unknown = Word::Unknown(format!("${name}, which is not set in one way"));
+        self.variables.insert(name.to_owned(), unknown);
+    }
+
+    /// A command of nothing but assignments: each sees those before it.
+    fn assigned(&mut self, part: &Part) -> Result<bool, Wrong> {
+        let is_one = |pieces: &Vec<Piece>| match pieces.first() {
+            Some(Piece::Text(text)) => is_assignment(text),
+            _ => false,
+        };
+        if !part.words.iter().all(is_one) {
+            return Ok(false);
+        }
+        let is_conditional = self.is_conditional(part.joint) || part.joint == Joint::Pipe;
+        for pieces in &part.words {
+            let word = self.word(pieces);
+            self.charge(pieces.len() + length(&word))?;
+            self.assign(&word, is_conditional);
+        }
+        self.go_on(part.joint, &[]);
+        Ok(true)
+    }
+
+    /// `NAME=VALUE` and `NAME+=VALUE`. False for another word.
+    fn assign(&mut self, word: &Word, is_conditional: bool) -> bool {
+        let (text, unknown) = match word {
+            Word::Known(text) => (text.as_str(), None),
+            Word::Unknown(text) => match text.split_once('\u{0}') {
+                Some((assigned, what)) => (assigned, Some(what)),
+                None => return false,
+            },
+        };
+        let Some((name, value)) = text.split_once('=') else {
+            return false;
+        };
+        let plain = name.trim_end_matches('+');
+        if !is_name(plain) {
+            return false;
+        }
+        if is_conditional || plain != name || value.starts_with('(') {
+            self.forget(plain);
+            return true;
+        }
+        let value = match unknown {
+            Some(what) => Word::Unknown(what.to_owned()),
+            None => Word::Known(value.to_owned()),
+        };
+        self.variables.insert(plain.to_owned(), value);
+        true
+    }
+
+    /// Commands that set variables. Assignments in front of another command are its own alone.
+    fn declare(&mut self, words: &mut Vec<Word>, is_conditional: bool) -> Result<(), Wrong> {
+        let first = words
+            .first()
+            .and_then(Word::known)
+            .unwrap_or_default()
+            .to_owned();
+        match first.as_str() {
+            "export" | "declare" | "local" | "readonly" | "typeset" => {
+                for word in &words[1..] {
+                    self.assign(word, is_conditional);
+                }
+                words.clear();
+            }
+            "read" | "unset" | "mapfile" | "readarray" | "getopts" => {
+                for name in words[1..].iter().filter_map(Word::known) {
+                    self.forget(name);
+                }
+            }
+            "." | "source" | "eval" => {
+                self.charge(self.variables.len())?;
+                self.has_sourced = true;
+                let names: Vec<String> = self.variables.keys().cloned().collect();
+                names.iter().for_each(|name| self.forget(name));
+            }
+            _ => {
+                let is_other = |word: &Word| !is_assignment(word.text());
+                let own = words.iter().position(is_other).unwrap_or(words.len());
+                let is_all = own == words.len();
+                for word in words.drain(..own) {
+                    let is_list = word.text().contains("=(");
+                    if is_all || is_list {
+                        self.assign(&word, is_conditional);
+                    }
+                }
             }
         }
         Ok(())
     }
 
-    /// `NAME=VALUE` in front of a command, alone, or behind `export`.
-    fn assign(&mut self, words: &mut Vec<Word>) {
-        if words
-            .first()
-            .is_some_and(|word| word.is("export") || word.is("declare") || word.is("local"))
-        {
-            words.remove(0);
+    fn words(&mut self, words: &[Vec<Piece>]) -> Result<Vec<Word>, Wrong> {
+        let mut filled = Vec::new();
+        for pieces in words {
+            let word = self.word(pieces);
+            self.charge(pieces.len() + length(&word))?;
+            filled.push(word);
         }
-        while let Some(first) = words.first() {
-            let (text, value) = match first {
-                Word::Known(text) => (text.clone(), None),
-                Word::Unknown(text) => match text.split_once('\u{0}') {
-                    Some((assigned, what)) => {
-                        (assigned.to_owned(), Some(Word::Unknown(what.to_owned())))
-                    }
-                    None => return,
-                },
-            };
-            let Some((name, known)) = text.split_once('=').filter(|(name, _)| is_name(name)) else {
-                return;
-            };
-            let value = value.unwrap_or_else(|| Word::Known(known.to_owned()));
-            self.variables.insert(name.to_owned(), value);
-            words.remove(0);
-        }
-    }
-
-    fn words(&self, words: &[Vec<Piece>]) -> Vec<Word> {
-        words.iter().map(|pieces| self.word(pieces)).collect()
+        Ok(filled)
     }
 
     fn word(&self, pieces: &[Piece]) -> Word {
         let mut text = String::new();
         let mut unknown = None;
         for piece in pieces {
+            if text.len() > LONGEST_WORD {
+                unknown = Some("a value of more than 4096 bytes".to_owned());
+                break;
+            }
             match piece {
                 Piece::Text(known) => text.push_str(known),
                 Piece::Command => {
@@ -231,28 +516,56 @@ impl Shell {
                     (Some(Word::Unknown(what)), _) => {
                         unknown.get_or_insert_with(|| what.clone());
                     }
-                    (None, Some(default)) => text.push_str(default),
-                    (None, None) => {
+                    (None, Some(default)) if !self.has_sourced => text.push_str(default),
+                    (None, _) => {
                         unknown.get_or_insert_with(|| format!("${name}"));
                     }
                 },
             }
         }
-        match unknown {
-            None => Word::Known(text),
+        let assigned = text.split_once('=').filter(|_| is_assignment(&text));
+        match (unknown, assigned) {
+            (None, _) => Word::Known(text),
             // An assignment keeps its name, so that the variable is known to be unknown.
-            Some(what) if is_assignment(&text) => Word::Unknown(format!("{text}\u{0}{what}")),
-            Some(what) => Word::Unknown(what),
+            (Some(what), Some((name, _))) => Word::Unknown(format!("{name}=\u{0}{what}")),
+            (Some(what), None) => Word::Unknown(what),
         }
     }
 }
 
-/// Words of the grammar that stand before a command, or alone.
-fn is_lead_in(word: &Word) -> bool {
-    const LEAD_INS: [&str; 13] = [
-        "do", "done", "then", "else", "fi", "if", "while", "!", "{", "(", "sudo", "time", "exec",
-    ];
-    word.known().is_some_and(|text| LEAD_INS.contains(&text))
+/// Whether a pattern of `case` ends with this word.
+fn ends_pattern(word: &Word) -> bool {
+    word.known().is_some_and(|text| text.ends_with(')'))
+}
+
+fn length(word: &Word) -> usize {
+    word.text().len()
+}
+
+/// The line that ends the text below a command with `<<`.
+fn end_of_text(part: &Part) -> Option<String> {
+    let mut words = part.words.iter().map(|pieces| match &pieces[..] {
+        [Piece::Text(text)] => text.as_str(),
+        _ => "",
+    });
+    let (_, end) = words
+        .by_ref()
+        .filter(|word| !word.contains("<<<"))
+        .find_map(|word| word.split_once("<<"))?;
+    let end = match end.trim_start_matches('-') {
+        "" => words.next().unwrap_or_default(),
+        end => end,
+    };
+    Some(end.to_owned())
+}
+
+/// Stands for a text with commands that goes to another program.
+fn text_part(line: u64) -> Part {
+    Part {
+        line,
+        joint: Joint::Next,
+        words: vec![vec![Piece::Text("<<".to_owned())]],
+    }
 }
 
 /// How many parts a loop's body has, up to its `done`.
@@ -264,7 +577,7 @@ fn length_of_loop(parts: &[Part]) -> usize {
             _ => None,
         });
         match first {
-            Some("for") => depth += 1,
+            Some("for" | "while" | "until" | "select") => depth += 1,
             Some("done") if depth == 0 => return position,
             Some("done") => depth -= 1,
             _ => {}
@@ -279,7 +592,8 @@ fn is_name(text: &str) -> bool {
 }
 
 fn is_assignment(text: &str) -> bool {
-    text.split_once('=').is_some_and(|(name, _)| is_name(name))
+    text.split_once('=')
+        .is_some_and(|(name, _)| is_name(name.trim_end_matches('+')))
 }
 
 /// Splits a line at `&&`, `||`, `|`, `;`, and into words.
@@ -288,6 +602,7 @@ fn split(line: &str, number: u64) -> Vec<Part> {
         rest: line.chars().collect(),
         at: 0,
         number,
+        joint: Joint::Next,
         parts: Vec::new(),
         words: Vec::new(),
         word: None,
@@ -300,6 +615,7 @@ struct Splitter {
     rest: Vec<char>,
     at: usize,
     number: u64,
+    joint: Joint,
     parts: Vec<Part>,
     words: Vec<Vec<Piece>>,
     word: Option<Vec<Piece>>,
@@ -322,11 +638,29 @@ impl Splitter {
                 }
                 '#' if self.word.is_none() => break,
                 ' ' | '\t' => self.end_word(),
-                ';' | '&' | '|' | '\n' => self.end_part(),
+                '&' if self.is_of_redirect() => self.push('&'),
+                ';' | '\n' => self.end_part(Joint::Next),
+                '&' => self.end_with('&', Joint::Next, Joint::And),
+                '|' => self.end_with('|', Joint::Pipe, Joint::Or),
                 other => self.push(other),
             }
         }
-        self.end_part();
+        self.end_part(Joint::Next);
+    }
+
+    /// `2>&1` and `&>file`.
+    fn is_of_redirect(&self) -> bool {
+        let before = self.at.checked_sub(2).and_then(|at| self.rest.get(at));
+        before == Some(&'>') || self.rest.get(self.at) == Some(&'>')
+    }
+
+    /// One sign, or two of them, ends the command.
+    fn end_with(&mut self, sign: char, one: Joint, two: Joint) {
+        let is_double = self.rest.get(self.at) == Some(&sign);
+        if is_double {
+            self.at += 1;
+        }
+        self.end_part(if is_double { two } else { one });
     }
 
     fn next(&mut self) -> Option<char> {
@@ -427,13 +761,18 @@ impl Splitter {
         self.words.extend(self.word.take());
     }
 
-    fn end_part(&mut self) {
+    /// Ends a command; `next` joins the one behind it.
+    fn end_part(&mut self, next: Joint) {
         self.end_word();
         let words = std::mem::take(&mut self.words);
         if !words.is_empty() {
-            let line = self.number;
-            self.parts.push(Part { line, words });
+            self.parts.push(Part {
+                line: self.number,
+                joint: self.joint,
+                words,
+            });
         }
+        self.joint = next;
     }
 }
 
@@ -499,6 +838,105 @@ mod tests {
         assert_eq!(shown(script).len(), 7, "{:?}", shown(script));
         assert_eq!(shown(script)[0], "1: docker pull r.x/a");
         assert_eq!(shown(script)[5], "1: docker push r.x/b:2");
+    }
+
+    #[test]
+    fn variables_that_are_not_set_in_one_way_are_not_known() {
+        let table = [
+            "T=v1; T+=-rc1",
+            "if x; then T=v9; else T=dev; fi",
+            "T=v1; [ -n \"$X\" ] && T=stage",
+            "T=v1; x || T=y",
+            "T=v1; read T",
+            "T=v1; . ./env.sh",
+            "T=v1; f() { T=func; }",
+            "T=v1; case $X in a) T=b ;; esac",
+            "T=v1; while read T; do :; done < list",
+            "for T in $LIST; do :; done",
+            "T=(a b)",
+            "T=v1 make",
+        ];
+        for script in table {
+            let shown = shown(&format!("{script}\ndocker push r.x/a:$T"));
+            let last = shown.last().unwrap();
+            assert!(last.contains("docker push <$"), "{script}: {last}");
+        }
+        let known = shown("A=1 B=$A; declare -r C=$B; readonly D=$C\ndocker push a:$D");
+        assert_eq!(known, ["2: docker push a:1"]);
+        let sourced = shown(". ./x\ndocker push a:${T:-v1}");
+        assert_eq!(sourced[1], "2: docker push <$T>");
+    }
+
+    #[test]
+    fn what_may_not_run_is_told() {
+        let table = [
+            ("if x; then docker push a; fi", true),
+            ("if x; then :; fi; docker push a", false),
+            ("x || docker push a", true),
+            ("false && docker push a", true),
+            ("false &&\ndocker push a", true),
+            ("cd x 2>&1 && docker push a", false),
+            ("docker pull a && docker push a", false),
+            ("f() { docker push a; }", true),
+            ("f()\n{\ndocker push a\n}", true),
+            ("f() { x; }; docker push a", false),
+            ("case $X in p) docker push a ;; esac", true),
+            (
+                "for i in 1; do while x; do y; done; docker push a; done",
+                false,
+            ),
+        ];
+        for (script, expected) in table {
+            let commands = commands(script).unwrap();
+            let push = commands
+                .iter()
+                .find(|command| command.words[0].is("docker"));
+            let last = commands
+                .iter()
+                .rfind(|command| command.words[0].is("docker"));
+            assert!(push.is_some(), "{script}");
+            assert_eq!(last.unwrap().is_conditional, expected, "{script}");
+        }
+    }
+
+    #[test]
+    fn text_for_another_program_is_no_command() {
+        for begin in [
+            "cat <<EOF",
+            "cat << EOF",
+            "cat <<-'EOF' > x",
+            "ssh h <<\"EOF\"",
+        ] {
+            let script = format!("{begin}\n docker push a\nEOF\ndocker push b");
+            let shown = shown(&script);
+            assert_eq!(shown[1..], ["1: <<", "4: docker push b"], "{begin}");
+        }
+    }
+
+    #[test]
+    fn no_script_takes_more_than_its_length() {
+        let doubled = format!("A=xxxxxxxxxxxxxxxx\n{}", "A=$A$A\n".repeat(1000));
+        let shown = shown(&format!("{doubled}docker push $A"));
+        assert_eq!(
+            shown,
+            ["1002: docker push <a value of more than 4096 bytes>"]
+        );
+        let words = "x ".repeat(300);
+        let bombs = [
+            "for a in x; do ".repeat(20_000),
+            format!(
+                "for a in {words}; do for b in {words}; do for c in {words}; do A=$a; done; done; done"
+            ),
+            format!(
+                "for a in {words}; do for b in {words}; do for c in {words}; do done; done; done"
+            ),
+            format!("for a in {words}; do for b in {words}; do echo {words}; done; done"),
+        ];
+        for bomb in bombs {
+            assert!(commands(&bomb).is_err());
+        }
+        let long = format!("{} docker push a", "do ".repeat(200_000));
+        assert_eq!(commands(&long).unwrap().len(), 1);
     }
 
     #[test]

@@ -14,25 +14,30 @@ pub(super) fn read(root: &Map<'_>, outline: &mut Outline) -> Result<(), Wrong> {
     };
     let unmatched = outline.unmatched(&target, &["host", "repository", "auth"], &[]);
     outline.remarks.extend(unmatched);
-    let host = host_of(&target)?;
+    let (host, path) = host_of(&target)?;
     let prefix = target.text("repository")?.unwrap_or_default();
+    let prefix = format!("{path}{}", prefix.trim_matches('/'));
     login(&target, &host, outline);
     for key in ["sources", "images"] {
         for source in root.maps(key)? {
-            entry(&source, &host, prefix.trim_matches('/'), outline)?;
+            entry(&source, &host, prefix.trim_end_matches('/'), outline)?;
         }
     }
     Ok(())
 }
 
-fn host_of(map: &Map<'_>) -> Result<String, Wrong> {
+/// The host, and a path behind it with its slash.
+fn host_of(map: &Map<'_>) -> Result<(String, String), Wrong> {
     let host = map
         .text("host")?
         .map(str::trim)
         .filter(|host| !host.is_empty());
-    Ok(address::host_and_path(host.unwrap_or(address::HUB))
-        .0
-        .to_owned())
+    let (host, path) = address::host_and_path(host.unwrap_or(address::HUB));
+    let path = match path.is_empty() {
+        true => String::new(),
+        false => format!("{path}/"),
+    };
+    Ok((host.to_owned(), path))
 }
 
 /// `auth` names variables of the environment.
@@ -50,20 +55,20 @@ fn entry(source: &Map<'_>, host: &str, prefix: &str, outline: &mut Outline) -> R
         &[],
     );
     let repository = source.needed("repository")?;
-    let own_host = host_of(source)?;
+    let (own_host, path) = host_of(source)?;
     login(source, &own_host, outline);
     let tag = source.text("tag")?.map(str::to_owned);
-    let what = format!("{own_host}/{repository}");
+    let what = format!("{own_host}/{path}{repository}");
     let target = match prefix.is_empty() {
         true => format!("{host}/{repository}"),
         false => format!("{host}/{prefix}/{repository}"),
     };
     let line = source.line();
-    if source.has("digest") && tag.is_none() {
+    if source.has("digest") {
         outline.refuse(
             line,
             what,
-            "names a digest, and a route names tags: `blobferry copy SRC@DIGEST DST:TAG` copies it once",
+            "names a digest, and a route names tags, which may move: `blobferry copy SRC@DIGEST DST:TAG` copies it once",
         );
         return Ok(());
     }

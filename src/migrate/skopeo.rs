@@ -51,9 +51,11 @@ fn source(
         "cert-dir",
     ];
     let unmatched = outline.unmatched(map, &KNOWN, &[]);
+    let (host, path) = address::host_and_path(host);
     let side = Side {
-        registry: outline.registry(address::host_and_path(host).0),
+        registry: outline.registry(host),
         host,
+        path,
         options,
     };
     let registry = &mut outline.registries[side.registry];
@@ -111,6 +113,8 @@ fn source(
 struct Side<'a> {
     registry: usize,
     host: &'a str,
+    /// What stands behind the host, in front of each repository.
+    path: &'a str,
     options: Options<'a>,
 }
 
@@ -146,9 +150,10 @@ impl Side<'_> {
         line: u64,
         outline: &mut Outline,
     ) {
-        let from = match self.host == address::HUB && !repository.contains('/') {
-            true => format!("library/{repository}"),
-            false => repository.to_owned(),
+        let from = match (self.path, repository.contains('/')) {
+            ("", false) if self.host == address::HUB => format!("library/{repository}"),
+            ("", _) => repository.to_owned(),
+            (path, _) => format!("{path}/{repository}"),
         };
         let tags = match tags {
             Ok(tags) => tags,

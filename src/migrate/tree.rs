@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use super::address;
 use crate::config::Position;
 use crate::config::yaml::{self, Node, Value};
 use crate::fault::clip;
@@ -195,6 +196,9 @@ fn expected(node: &Node, what: &str, kind: &str) -> Wrong {
     };
     Wrong::at(
         node.at,
-        format!("`{}`: expected {kind}, found {found}", clip(what, 100)),
+        format!(
+            "`{}`: expected {kind}, found {found}",
+            clip(&address::safe(what), 100)
+        ),
     )
 }

@@ -3,6 +3,9 @@
 use super::kind::Kind;
 use super::outline::{Outline, Registry, Remark, Route};
 
+/// The longest name of a route.
+const LONGEST_NAME: usize = 128;
+
 /// Writes everything. The routes stand in the order of the outline.
 pub(super) fn write(outline: &Outline, kind: Kind) -> String {
     let mut text = head(kind);
@@ -116,7 +119,20 @@ fn names(outline: &Outline) -> Vec<Option<String>> {
     let is_shared = |name: &String| all.iter().filter(|other| *other == name).count() > 1;
     let of_route =
         |route: &Route| is_shared(&route.from.repository).then(|| outline.path(&route.from));
-    outline.routes.iter().map(of_route).collect()
+    let names = outline.routes.iter().map(of_route);
+    names.zip(&outline.routes).map(short).collect()
+}
+
+/// A name that is too long is the line of the route instead.
+fn short((name, route): (Option<String>, &Route)) -> Option<String> {
+    let is_short = |name: &String| name.len() <= LONGEST_NAME;
+    let is_fine = name
+        .as_ref()
+        .map_or(is_short(&route.from.repository), is_short);
+    match is_fine {
+        true => name,
+        false => Some(format!("line-{}", route.line)),
+    }
 }
 
 fn list(items: &[String]) -> String {

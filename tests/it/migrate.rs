@@ -234,6 +234,123 @@ async fn unknown_keys_are_told_by_name_and_passwords_never() {
     }
 }
 
+/// Logins in places where they are none of the format's.
+#[tokio::test]
+async fn a_login_in_an_address_is_never_printed() {
+    let ferry = ferry();
+    let of_regsync = |entry: &str| {
+        format!("sync:\n- {{source: {entry}, target: b.example/b, type: repository}}\n")
+    };
+    let table = [
+        of_regsync("'https://joe:ses(ame1@a.example/b'"),
+        of_regsync("'https://joe:sesame1 x@a.example/b'"),
+        of_regsync("'https://joe:1/sesame1@a.example/b'"),
+        of_regsync("sesame1@a.example/b"),
+        of_regsync("'a.example/b:v1?token=sesame1'"),
+        "creds:\n- {registry: a.example, hostname: 'joe:sesame1@a.example'}\n".to_owned()
+            + &of_regsync("a.example/b"),
+        "'joe:sesame1@a.example': {images: {b: [v1]}}\n".to_owned(),
+        "'https://joe:sesame1@a.example': {images: {b: [v1]}}\n".to_owned(),
+        "target: {host: 'joe:sesame1@a.example'}\nsources: [{repository: b/c, tag: v1}]\n"
+            .to_owned(),
+        "skopeo copy docker://a.example/b:v1 'docker://joe:ses(ame1@a.example/b:v1'\n".to_owned(),
+    ];
+    for text in table {
+        let file = ferry.file("old", &text);
+        let run = ferry.run(&["migrate", &file]).await.expect(2);
+        assert!(!run.said().contains("ame1"), "{text}{}", run.said());
+        assert!(run.stdout.contains("# Left out:"), "{text}{}", run.said());
+    }
+    let file = ferry.file("old", "a.example: {images: {b: [v1]}}\n");
+    let to = ["migrate", "--to", "joe:sesame1@b.example", &file];
+    let run = ferry.run(&to).await.expect(2);
+    assert!(!run.said().contains("sesame1"), "{}", run.said());
+}
+
+/// What the old tool does not promote, or only beside other tags.
+#[tokio::test]
+async fn what_would_promote_more_is_left_out() {
+    let ferry = ferry();
+    let ocync = |tags: &str| {
+        format!(
+            "registries: {{s: {{url: s.example}}, d: {{url: d.example}}}}\n\
+             mappings: [{{from: a, source: s, targets: [d]{tags}}}]\n"
+        )
+    };
+    let dregsy = |entry: &str| {
+        format!(
+            "tasks:\n- source: {{registry: s.example/p}}\n  target: {{registry: d.example}}\n  mappings: [{entry}]\n"
+        )
+    };
+    let digest = format!("sha256:{}", "a".repeat(64));
+    let table = [
+        (ocync(", tags: {glob: '*', sort: semver, latest: 5}"), "counts all tags"),
+        (ocync(", tags: {glob: '${G:-v*}'}"), "a rule with a variable"),
+        (ocync(", tags: {glob: '*', exclude: ['${G:-*-dev}']}"), "a rule with a variable"),
+        (ocync(""), "has no `tags`"),
+        (dregsy("{from: a, tags: ['regex: .*-alpine', 'keep: latest 5']}"), "counts all tags"),
+        (dregsy("{from: 'regex: a/.*'}"), "below a registry with a path"),
+        (dregsy("{from: 'a${HOME}'}"), "does not fill in"),
+        ("'a.example/b:${X:-*}': 'c.example/d:${X:-*}'\n".to_owned(), "a tag is no tag"),
+        (
+            format!("target: {{host: d.example}}\nsources: [{{repository: a/b, tag: v1, digest: '{digest}'}}]\n"),
+            "names a digest",
+        ),
+        ("docker tag s.example/a:v1 d.example/a:v1; docker push d.example/a:v1\n".to_owned(), "not one that was pulled"),
+        (
+            "docker pull s.example/a:v1; docker build --tag=s.example/a:v1 .\n\
+             docker tag s.example/a:v1 d.example/a:v1; docker push d.example/a:v1\n"
+                .to_owned(),
+            "not one that was pulled",
+        ),
+        (
+            "docker pull s.example/a; docker pull s.example/b; docker tag s.example/a d.example/x\n\
+             if y; then docker tag s.example/b d.example/x; fi; docker push d.example/x\n"
+                .to_owned(),
+            "a condition says which image",
+        ),
+        ("exit 0\ncrane cp s.example/a:v1 d.example/a:v1\n".to_owned(), "stands behind `exit`"),
+        ("cat <<X\ncrane cp s.example/a:v1 d.example/a:v1\nX\n".to_owned(), "another program gets them"),
+        ("skopeo copy --dry-run docker://s.example/a:v1 docker://d.example/a:v1\n".to_owned(), "it copies nothing"),
+        ("crane cp -a s.example/a d.example/a\n".to_owned(), "copies all tags"),
+    ];
+    for (text, words) in table {
+        let file = ferry.file("old", &text);
+        let run = ferry.run(&["migrate", &file]).await.expect(2);
+        assert!(run.stderr.contains(words), "{text}{}", run.stderr);
+    }
+}
+
+/// One value too many costs its own route, not all of them.
+#[tokio::test]
+async fn large_and_odd_files_keep_what_can_be_kept() {
+    let ferry = ferry();
+    let images = |count: usize, name: &str| -> String {
+        let lines = (0..count).map(|number| {
+            format!(
+                "    a{number}/{}: [v1]\n",
+                name.replace('N', &number.to_string())
+            )
+        });
+        format!("q.example:\n  images:\n{}", lines.collect::<String>())
+    };
+    let long = ["abcdefghij"; 12].join("/");
+    let table = [
+        (images(2001, "bN"), "2000 routes, "),
+        (images(300, "same"), "1 route, "),
+        (format!("sync: [{{source: s.example/{long}, target: d.example/q, type: repository, interval: 800h}}]\n"), "1 route, "),
+        (
+            "sync: [{source: '{{env \"SRC\"}}/a', target: '{{env \"DST\"}}/a', type: repository}]\n".to_owned(),
+            "1 route, ",
+        ),
+    ];
+    for (text, words) in table {
+        let file = ferry.file("old", &text);
+        let run = ferry.run(&["migrate", &file]).await.expect(0);
+        assert!(run.stderr.contains(words), "{}", run.stderr);
+    }
+}
+
 #[tokio::test]
 async fn stdin_is_read_and_the_format_can_be_said() {
     let ferry = ferry();
