@@ -1,8 +1,10 @@
 //! A real browser: Chromium without a window, driven through chromedriver by the WebDriver
 //! protocol, which is JSON over HTTP.
 
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpStream;
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -11,6 +13,9 @@ use serde_json::{Value, json};
 
 use super::eventually;
 use super::registry::installed;
+
+/// How long the end of a browser is waited for.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The key of an element in answers of WebDriver.
 const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
@@ -85,7 +90,7 @@ impl Browser {
             if self.run(&script).await == json!(true) {
                 return;
             }
-            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
         let shown = self.text().await;
         panic!("not {expression} within 30 s; the page shows:\n{shown}");
@@ -198,11 +203,26 @@ impl Browser {
 }
 
 impl Drop for Browser {
-    /// The browser ends with its driver.
+    /// The driver ends its browser with the session; killed, it would leave it behind.
     fn drop(&mut self) {
+        let _ended = end(&self.session);
         let _ = self.driver.kill();
         let _ = self.driver.wait();
     }
+}
+
+/// Ends a session, and waits for that.
+fn end(session: &str) -> std::io::Result<()> {
+    let Some((host, path)) = session.trim_start_matches("http://").split_once('/') else {
+        return Ok(());
+    };
+    let mut driver = TcpStream::connect(host)?;
+    driver.set_read_timeout(Some(PATIENCE))?;
+    write!(
+        driver,
+        "DELETE /{path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
+    )?;
+    driver.read(&mut [0; 512]).map(drop)
 }
 
 /// The port that chromedriver says it took.
