@@ -11,8 +11,7 @@ use crate::endpoint::{Origin, Source as _};
 use crate::job::{Gates, Key, TagRules};
 use crate::look::topology::{self, Topology};
 use crate::oci::Tag;
-use crate::route::rules::TagRule;
-use crate::route::{Naming, Route};
+use crate::route::Route;
 use crate::transfer::retry::{CurrentRules, RulesInForce};
 
 /// What a config lets stand between an act and its destination.
@@ -22,27 +21,33 @@ pub(super) struct Guards {
     pub(super) routes: Arc<[Arc<str>]>,
     /// The gates of the one that leads there from this source; without one, those of all.
     pub(super) gates: Arc<Gates>,
-    /// The tags that they let only go forward.
-    forward_only: Arc<[TagRule]>,
-    /// The name of the backup of a moving tag.
-    backup: Option<Naming>,
+    /// Those whose gates these are.
+    guarding: Arc<[Route]>,
 }
 
 impl Guards {
     /// The backup tag of a tag of the destination.
     pub(super) fn backup(&self, there: &Tag) -> Option<Tag> {
-        let backup = self.backup.as_ref();
-        backup.filter(|_| explicit_rules(there).moving)?.name(there)
+        self.sources(there)
+            .find_map(|(route, tag)| route.backup_of(&tag, there))
     }
 
-    /// The rules of a tag that is ordered by its names on both sides.
-    pub(super) fn rules(&self, source: &Tag, there: &Tag) -> TagRules {
-        let rules = explicit_rules(there);
-        let mut forward_only = self.forward_only.iter();
+    /// The rules of a tag of the destination that is ordered by name.
+    pub(super) fn rules(&self, there: &Tag) -> TagRules {
+        let mut sources = self.sources(there);
         TagRules {
-            forward_only: rules.moving && forward_only.any(|rule| rule.matches(source)),
-            ..rules
+            forward_only: sources.any(|(route, tag)| route.selection.is_forward_only(&tag)),
+            ..explicit_rules(there)
         }
+    }
+
+    /// The guarding routes, with the tags that they would name so.
+    fn sources(&self, there: &Tag) -> impl Iterator<Item = (&Route, Tag)> {
+        let guarding = self.guarding.iter();
+        guarding.flat_map(move |route| {
+            let originals = route.to.iter().map(|to| to.naming().original(there));
+            originals.flatten().map(move |tag| (route, tag))
+        })
     }
 }
 
@@ -68,12 +73,8 @@ impl Ends {
         let own = topology.routes_reading(self.from.origin(), source);
         let own: Vec<&Route> = own.filter(leads_here).collect();
         let guarding = if own.is_empty() { &routes } else { &own };
-        let forward_only = guarding
-            .iter()
-            .flat_map(|route| route.selection.forward_only.iter().cloned());
         Guards {
-            forward_only: forward_only.collect(),
-            backup: guarding.iter().find_map(|route| route.backup.clone()),
+            guarding: guarding.iter().copied().cloned().collect(),
             gates: Gates::together(guarding.iter().map(|route| route.gates.clone())),
             routes: routes.iter().map(|route| route.name.clone()).collect(),
         }
@@ -104,7 +105,7 @@ impl Ends {
             *known = Some((topology, guards.clone()));
             let is_withdrawn = was_routed && guards.routes.is_empty();
             (!is_withdrawn).then(|| RulesInForce {
-                tag: guards.rules(&key.tag, &key.destination.tag),
+                tag: guards.rules(&key.destination.tag),
                 backup: guards.backup(&key.destination.tag),
                 gates: guards.gates,
                 observes: false,

@@ -411,7 +411,7 @@ impl PairPromotion<'_> {
             routes: self.guards.routes.clone(),
             gates: self.guards.gates.clone(),
             backup: self.guards.backup(there),
-            rules: self.guards.rules(tag, there),
+            rules: self.guards.rules(there),
             source: source
                 .and_then(|tag| tag.digest)
                 .map_or(TagState::Unknown, TagState::At),
@@ -433,6 +433,7 @@ impl PairPromotion<'_> {
             expect: self.pair.expect,
             replace: self.order.replace,
             dry_run: self.order.dry_run,
+            observes: false,
             refused: refused.clone(),
             pushed: source.and_then(|tag| tag.pushed),
             companions: listed.companions.clone(),

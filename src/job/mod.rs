@@ -325,6 +325,8 @@ pub struct Job {
     pub replace: Option<Digest>,
     /// Plan, but touch nothing.
     pub dry_run: bool,
+    /// Whether it plans alone since its route observes: what it comes to is recorded.
+    pub observes: bool,
     /// Digests that are in conflict under a fixed tag of this repository.
     pub refused: Arc<HashSet<Digest>>,
     /// Whether the job ends when staging moves the tag meanwhile: the caller then compares the
@@ -368,6 +370,7 @@ impl Job {
             expect: None,
             replace: Some(from),
             dry_run: false,
+            observes: false,
             refused: Arc::default(),
             pushed: None,
             companions: Companions::Listed(Arc::default()),

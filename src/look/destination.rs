@@ -456,6 +456,7 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
             expect: look.request.digest,
             replace: None,
             dry_run: look.plans_alone(),
+            observes: look.route.observes() && !look.request.options.dry_run,
             refused: self.refused.clone(),
             ends_when_moved: false,
             pushed: self.pushed(tag),

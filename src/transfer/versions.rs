@@ -196,16 +196,18 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             return Ok(told);
         }
         let priority = self.manifests_priority();
-        let named = self
-            .engine
-            .resolve_tag(
-                repository,
-                &candidate.tag,
-                priority,
-                Attempts::Retried,
-                self.stop,
-            )
-            .await?;
+        let resolved = self.engine.resolve_tag(
+            repository,
+            &candidate.tag,
+            priority,
+            Attempts::Retried,
+            self.stop,
+        );
+        let named = match resolved.await {
+            // Another tag is refused by a rule of the route: it names nothing that is compared.
+            Err(fault) if fault.is_by_rule() => None,
+            named => named?,
+        };
         self.engine.versions.note(place, named);
         Ok(named)
     }
@@ -213,8 +215,11 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     /// What staging calls a tag of production, by the names of the job's own tag on both sides.
     fn name_at_source(&self, tag: &Tag) -> Option<Tag> {
         let key = &self.job.key;
-        let (before, behind) = key.destination.tag.as_str().split_once(key.tag.as_str())?;
-        let inner = tag.as_str().strip_prefix(before)?.strip_suffix(behind)?;
-        inner.parse().ok()
+        let (own, there) = (key.tag.as_str(), key.destination.tag.as_str());
+        let mut places = there.match_indices(own);
+        places.find_map(|(at, _)| {
+            let inner = tag.as_str().strip_prefix(&there[..at])?;
+            inner.strip_suffix(&there[at + own.len()..])?.parse().ok()
+        })
     }
 }

@@ -142,6 +142,7 @@ impl World {
             expect: None,
             replace: None,
             dry_run: false,
+            observes: false,
             refused: Arc::default(),
             pushed: None,
             companions: Companions::Listed(Arc::default()),

@@ -76,7 +76,7 @@ impl<B: Repositories> DestinationLook<'_, B> {
                     Some(listed) => TagState::At(listed),
                     None => match left_out.get(&sibling) {
                         Some(source) => *source,
-                        None => self.source_digest(&sibling, tally).await?,
+                        None => beside(self.source_digest(&sibling, tally).await)?,
                     },
                 };
                 self.is_in_conflict(&sibling, source, digest, tally).await
@@ -128,7 +128,7 @@ impl<B: Repositories> DestinationLook<'_, B> {
         let mut answers = stream::iter(tags.clone())
             .map(|tag| {
                 async move {
-                    let source = self.source_digest(&tag, tally).await?;
+                    let source = beside(self.source_digest(&tag, tally).await)?;
                     Ok::<_, Fault>((tag, source))
                 }
                 .boxed()
@@ -176,7 +176,7 @@ impl<B: Repositories> DestinationLook<'_, B> {
             async move {
                 let source = match listed {
                     Some(listed) => TagState::At(listed),
-                    None => self.resolve(self.source, &sibling, tally).await?,
+                    None => beside(self.resolve(self.source, &sibling, tally).await)?,
                 };
                 self.is_in_conflict(&sibling, source, digest, tally).await
             }
@@ -254,5 +254,14 @@ impl<B: Repositories> DestinationLook<'_, B> {
             ledger_agrees: destination.is_some_and(|there| known.is_ours(&there)),
         };
         plan::decide(self.look.route.rules_for(tag), &facts, &Order::default())
+    }
+}
+
+/// What staging names under a tag beside the job's. What a rule of the route refuses there names
+/// nothing here.
+fn beside(answer: Result<TagState, Fault>) -> Result<TagState, Fault> {
+    match answer {
+        Err(fault) if fault.is_by_rule() => Ok(TagState::Absent),
+        answer => answer,
     }
 }

@@ -53,6 +53,10 @@ async fn latest_never_goes_to_a_lower_version() {
     stage.ferry.run(&["copy", &from, &to]).await.expect(4);
     stage.there().assert_holds("app", "latest", &image(5)).await;
 
+    let older = from.replace(":latest", ":v1.4.0");
+    stage.ferry.run(&["copy", &older, &to]).await.expect(4);
+    stage.there().assert_holds("app", "latest", &image(5)).await;
+
     // A rollback goes back, and what the rule says is recorded.
     push(&stage, "v1.6.0", 6).await;
     push(&stage, "latest", 6).await;

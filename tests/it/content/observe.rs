@@ -99,3 +99,36 @@ async fn a_daemon_shows_what_it_observes_and_takes_no_decision_on_it() {
         0
     );
 }
+
+/// What a person changes while the route observes is no less a person's change than before.
+#[tokio::test]
+async fn a_drift_that_is_observed_is_recorded_and_stays() {
+    let scene = super::scene(json!({}));
+    let config = |route: Value| {
+        Config::new()
+            .registry("staging", &scene.staging.url())
+            .registry("production", &scene.production.url())
+            .route("app", route)
+    };
+    let sync = async |code: i32| {
+        let run = scene.ferry.sync(&["--tag", "latest"]).await.expect(code);
+        run.job("latest")["result"].clone()
+    };
+    scene.staging.push("app", "latest", &image(1));
+    assert_eq!(sync(0).await, "promoted");
+    scene.ferry.write_config(&config(observed()));
+    scene.production.push("app", "latest", &image(2));
+    assert_eq!(sync(4).await, "drift");
+    let history = scene.run(&["history", "app:latest"]).await.expect(0);
+    assert!(history.stdout.contains("drift"), "{}", history.stdout);
+    scene.staging.push("app", "latest", &image(2));
+    scene.ferry.sync(&["--tag", "latest"]).await.expect(0);
+    scene.ferry.write_config(&config(json!({})));
+    scene.ferry.sync(&["--tag", "latest"]).await.expect(0);
+    scene.staging.push("app", "latest", &image(3));
+    assert_eq!(sync(4).await, "drift");
+    assert_eq!(
+        scene.production.tagged("app", "latest").as_deref(),
+        Some(image(2).digest())
+    );
+}

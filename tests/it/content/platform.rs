@@ -207,3 +207,22 @@ async fn a_digest_that_is_expected_may_be_that_of_the_index() {
     let held = scene.ferry.sync(&["--tag", "latest"]).await.expect(4);
     assert_eq!(held.job("latest")["result"], "held");
 }
+
+/// One image without the platform keeps no other back.
+#[tokio::test]
+async fn a_tag_without_the_platform_refuses_itself_alone() {
+    let scene = super::scene(only("linux/arm64"));
+    let (index, children) = index(1);
+    // By its config it is for linux/amd64.
+    scene.staging.push("app", "v0.9.0", &image(90));
+    scene.staging.push("app", "v1.0.0", &index);
+    scene.staging.push("app", "latest", &index);
+    let run = scene.ferry.sync(&["--tag", "latest"]).await.expect(0);
+    assert_eq!(run.job("latest")["result"], "promoted", "{}", run.stdout);
+    let run = scene.ferry.sync(&[]).await.expect(4);
+    assert_eq!(run.job("v0.9.0")["result"], "refused");
+    assert_eq!(
+        scene.production.tagged("app", "v1.0.0").as_deref(),
+        Some(children[1].digest())
+    );
+}

@@ -612,6 +612,7 @@ fn by_hand(
         expect: None,
         replace,
         dry_run: false,
+        observes: false,
         refused: Arc::default(),
         pushed: None,
         companions: Companions::Unlisted,
