@@ -3,6 +3,7 @@
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
+use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
@@ -36,16 +37,8 @@ impl Browser {
             &["chromedriver"],
             "apt-get install chromium chromium-driver",
         );
-        let mut driver = Command::new(program)
-            .arg("--port=0")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("chromedriver starts");
-        let said = BufReader::new(driver.stdout.take().expect("stdout is piped"));
-        let port = tokio::task::spawn_blocking(|| port(said)).await;
-        let (port, said) = port.expect("no panic");
+        let started = tokio::task::spawn_blocking(move || listening(&program)).await;
+        let (driver, port, said) = started.expect("no panic");
         let http = reqwest::Client::builder().no_proxy().build();
         let mut browser = Browser {
             driver,
@@ -225,16 +218,38 @@ fn end(session: &str) -> std::io::Result<()> {
     driver.read(&mut [0; 512]).map(drop)
 }
 
-/// The port that chromedriver says it took.
-fn port(mut said: BufReader<ChildStdout>) -> (u16, BufReader<ChildStdout>) {
+/// A driver that listens, its port, and what it says from then on. It takes a port that is free for
+/// IPv4, and ends where another process has it for IPv6: the next one takes another.
+fn listening(program: &Path) -> (Child, u16, BufReader<ChildStdout>) {
+    for _ in 0..10 {
+        let mut driver = Command::new(program)
+            .arg("--port=0")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("chromedriver starts");
+        let said = BufReader::new(driver.stdout.take().expect("stdout is piped"));
+        if let Some((port, said)) = port(said) {
+            return (driver, port, said);
+        }
+        driver.wait().expect("chromedriver has ended");
+    }
+    panic!("chromedriver ended ten times before it listened");
+}
+
+/// The port that chromedriver says it took. `None`: it has ended.
+fn port(mut said: BufReader<ChildStdout>) -> Option<(u16, BufReader<ChildStdout>)> {
     loop {
         let mut line = String::new();
         let length = said.read_line(&mut line).expect("chromedriver speaks");
-        assert_ne!(length, 0, "chromedriver ended before it listened");
+        if length == 0 {
+            return None;
+        }
         let port = line.strip_prefix("ChromeDriver was started successfully on port ");
         if let Some(port) = port {
             let port = port.trim().trim_end_matches('.').parse();
-            return (port.expect("a port"), said);
+            return Some((port.expect("a port"), said));
         }
     }
 }
