@@ -227,6 +227,7 @@ fn plan(bencher: Bencher<'_, '_>) {
                 destination,
                 ledger_known,
                 ledger_agrees,
+                ledger_is_sure: ledger_known,
             });
         }
     }

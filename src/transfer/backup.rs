@@ -127,12 +127,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         named: Option<Digest>,
     ) -> Result<Decision, Fault> {
         let (known, _) = self.known(place, named).await?;
-        let facts = Facts {
-            source: Some(production),
-            destination: named,
-            ledger_known: known.is_known(named.as_ref()),
-            ledger_agrees: named.is_some_and(|named| known.is_ours(&named)),
-        };
+        let facts = Facts::of(Some(production), named, &known);
         let rules = TagRules {
             moving: true,
             ..self.planned_rules()

@@ -13,6 +13,7 @@
 //! | S gone | nothing | nothing |
 
 use crate::job::{Drift, Existing, TagRules};
+use crate::ledger::TagRecord;
 use crate::oci::Digest;
 
 /// What is known of a tag on both sides.
@@ -26,6 +27,22 @@ pub struct Facts {
     pub ledger_known: bool,
     /// Whether P is what the ledger knows (P = L).
     pub ledger_agrees: bool,
+    /// Whether the ledger knows more than an announced write without a known outcome. Such a write
+    /// may never have been sent: then P was not changed, it was there before.
+    pub ledger_is_sure: bool,
+}
+
+impl Facts {
+    /// What both sides name, and what the ledger knows of the production tag.
+    pub fn of(source: Option<Digest>, destination: Option<Digest>, known: &TagRecord) -> Facts {
+        Facts {
+            source,
+            destination,
+            ledger_known: known.is_known(destination.as_ref()),
+            ledger_agrees: destination.is_some_and(|production| known.is_ours(&production)),
+            ledger_is_sure: known.digest.is_some(),
+        }
+    }
 }
 
 /// An explicit order beyond the rules.
@@ -116,6 +133,9 @@ fn explicit(rules: TagRules, order: &Order, source: Digest, production: Digest) 
 fn by_rules(rules: TagRules, facts: &Facts, source: Digest, production: Digest) -> Decision {
     match (facts.ledger_known, facts.ledger_agrees) {
         (true, true) => promote_moving(rules, moved_in_staging(source, production)),
+        (true, false) if rules.drift == Drift::Restore && !facts.ledger_is_sure => {
+            Decision::Drift(doubtful(source, production))
+        }
         (true, false) if rules.drift == Drift::Restore => {
             promote_moving(rules, changed_in_production(source, production))
         }
@@ -141,6 +161,12 @@ fn moved_in_staging(source: Digest, production: Digest) -> String {
 fn changed_in_production(source: Digest, production: Digest) -> String {
     format!(
         "the fixed tag was changed in production to {production}, and `drift: restore` moves no fixed tag; to put {source} there, say `blobferry accept` (without a daemon: copy with --replace {production})"
+    )
+}
+
+fn doubtful(source: Digest, production: Digest) -> String {
+    format!(
+        "an earlier write of the tag has no known outcome, and production names {production}, which may have been there before; it stays. To put {source} there, say `blobferry accept` (without a daemon: copy it over by hand)"
     )
 }
 
@@ -221,6 +247,7 @@ mod tests {
                 destination: destination.map(digest),
                 ledger_known,
                 ledger_agrees,
+                ledger_is_sure: ledger_known,
             };
         let table = [
             (
@@ -290,6 +317,30 @@ mod tests {
         }
     }
 
+    /// The write may never have been sent: what production names may be its own.
+    #[test]
+    fn a_write_without_a_known_outcome_restores_nothing() {
+        let record = TagRecord {
+            intended: vec![digest("ours")],
+            ..TagRecord::default()
+        };
+        let facts = Facts::of(Some(digest("s")), Some(digest("p")), &record);
+        let moving = TagRules {
+            moving: true,
+            drift: job::Drift::Restore,
+            ..TagRules::default()
+        };
+        let decision = decide(moving, &facts, &Order::default());
+        assert_eq!(kind(&decision), Want::Drift, "{decision:?}");
+        let written = TagRecord {
+            digest: Some(digest("ours")),
+            ..record
+        };
+        let facts = Facts::of(facts.source, facts.destination, &written);
+        let decision = decide(moving, &facts, &Order::default());
+        assert_eq!(kind(&decision), Want::Promote);
+    }
+
     #[test]
     fn a_person_can_order_more_but_not_everything() {
         let facts = Facts {
@@ -297,6 +348,7 @@ mod tests {
             destination: Some(digest("p")),
             ledger_known: true,
             ledger_agrees: false,
+            ledger_is_sure: true,
         };
         let fixed = TagRules::default();
         let moving = TagRules {
@@ -358,6 +410,7 @@ mod tests {
             destination: Some(digest("p")),
             ledger_known: true,
             ledger_agrees: true,
+            ledger_is_sure: true,
         };
         let order = Order {
             explicit: true,
@@ -383,6 +436,7 @@ mod tests {
             destination: Some(digest("p")),
             ledger_known,
             ledger_agrees,
+            ledger_is_sure: ledger_known,
         };
         let restore = TagRules {
             drift: job::Drift::Restore,
@@ -421,6 +475,7 @@ mod tests {
             destination: None,
             ledger_known: false,
             ledger_agrees: false,
+            ledger_is_sure: true,
         };
         let ours = Facts {
             destination: Some(digest("p")),

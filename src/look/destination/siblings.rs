@@ -247,12 +247,7 @@ impl<B: Repositories> DestinationLook<'_, B> {
         destination: Option<Digest>,
         known: &TagRecord,
     ) -> Decision {
-        let facts = Facts {
-            source: Some(source),
-            destination,
-            ledger_known: known.is_known(destination.as_ref()),
-            ledger_agrees: destination.is_some_and(|there| known.is_ours(&there)),
-        };
+        let facts = Facts::of(Some(source), destination, known);
         plan::decide(self.look.route.rules_for(tag), &facts, &Order::default())
     }
 }

@@ -190,12 +190,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         destination: Option<Digest>,
     ) -> Result<Decision, Fault> {
         let (known, _) = self.known(place, destination).await?;
-        let facts = Facts {
-            source: Some(source),
-            destination,
-            ledger_known: known.is_known(destination.as_ref()),
-            ledger_agrees: destination.is_some_and(|there| known.is_ours(&there)),
-        };
+        let facts = Facts::of(Some(source), destination, &known);
         let rules = TagRules {
             moving: true,
             ..TagRules::default()

@@ -164,16 +164,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             self.confirm_absent(&job.key.destination.tag).await?;
         }
         self.is_surely_absent(rules, facts, &known)?;
-        let ledger_agrees = facts
-            .destination
-            .is_some_and(|production| known.is_ours(&production));
-        let ledger_known = known.is_known(facts.destination.as_ref());
-        let facts = Facts {
-            source: facts.source,
-            destination: facts.destination,
-            ledger_known,
-            ledger_agrees,
-        };
+        let facts = Facts::of(facts.source, facts.destination, &known);
         let refused = facts
             .source
             .is_some_and(|source| job.refused.contains(&source));
@@ -191,7 +182,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             refused,
         };
         let decision = plan::decide(rules, &facts, &order);
-        if decision == Decision::Promote && ledger_agrees {
+        if decision == Decision::Promote && facts.ledger_agrees {
             self.note_open_intents(&known);
         }
         Ok(decision)
