@@ -63,7 +63,8 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
                 wait = self.stalled(blob, &attempt.verified) => Err(self.stall(wait).into()),
             }
         });
-        self.journalled(blob, requests, checkpoints, &mut state.checkpoints)
+        let kept = &mut state.checkpoints;
+        self.journalled(blob, &attempt.verified, requests, checkpoints, kept)
             .await
     }
 
@@ -285,6 +286,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     async fn journalled(
         &self,
         blob: &Descriptor,
+        verified: &VerifiedBlob,
         mut requests: Pin<&mut impl Future<Output = Result<(), Cut>>>,
         mut checkpoints: mpsc::UnboundedReceiver<Checkpoint>,
         kept: &mut VecDeque<Checkpoint>,
@@ -307,6 +309,8 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             }
         }
         .await;
+        // What would be hashed from here on has no checkpoint.
+        verified.stop();
         while let Ok(checkpoint) = checkpoints.try_recv() {
             self.journal_checkpoint(blob, &checkpoint).await;
             kept.push_back(checkpoint);

@@ -57,6 +57,8 @@ enum SourceState {
     /// A read that others share. It has hashed its frames.
     Shared(Reader),
     Ended,
+    /// Nothing is read any more, and nothing else comes.
+    Stopped,
 }
 
 struct State {
@@ -150,6 +152,12 @@ impl VerifiedBlob {
             verified: self.clone(),
             left: length,
         })
+    }
+
+    /// Ends the attempt: nothing is read and hashed any more, and no checkpoint follows those that
+    /// were told. The request may still run on another thread until it is aborted.
+    pub(super) fn stop(&self) {
+        self.lock().source = SourceState::Stopped;
     }
 
     /// Bytes passed on, from the start of the blob.
@@ -250,6 +258,7 @@ impl State {
             SourceState::Shared(reader) => ready!(reader.poll_frame(cx))
                 .map(|frame| frame.map(|frame| (frame.bytes, Some(frame.hasher)))),
             SourceState::Ended => Some(Err(Fault::corrupt("the blob was read on after its end"))),
+            SourceState::Stopped => return Poll::Pending,
         };
         Poll::Ready(match read {
             Some(Ok((bytes, after))) => self.take(bytes, after),
@@ -390,5 +399,58 @@ impl Body for Segment {
 
     fn size_hint(&self) -> SizeHint {
         SizeHint::with_exact(self.left)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::StreamBody;
+
+    use super::*;
+    use crate::oci::{Algorithm, MediaType};
+
+    const FRAME: usize = 1000;
+
+    /// A request that is aborted on its thread may still be polled there: what it hashed then would
+    /// have no checkpoint.
+    #[tokio::test]
+    async fn a_stopped_blob_hashes_nothing_more() {
+        let content = vec![7; 10 * FRAME];
+        let blob = Descriptor::new(
+            MediaType::new("application/octet-stream"),
+            Digest::sha256(&content),
+            10_000,
+        );
+        let frames: Vec<Bytes> = content.chunks(FRAME).map(Bytes::copy_from_slice).collect();
+        let open: Open = Box::new(move |_| {
+            let frames = frames.clone().into_iter().map(Frame::data).map(Ok);
+            let body = BlobBody::new(StreamBody::new(futures::stream::iter(frames)));
+            Box::pin(std::future::ready(Ok(body)))
+        });
+        let (checkpoints, mut told) = mpsc::unbounded_channel();
+        let watchers = Watchers {
+            checkpoints,
+            every: FRAME as u64,
+            progress: None,
+            read: None,
+        };
+        let hasher = Hasher::new(Algorithm::Sha256);
+        let start = Checkpoint { offset: 0, hasher };
+        let verified = VerifiedBlob::new(blob, start, 0, open, [None, None], watchers);
+        let mut segment = verified.segment(10_000);
+        segment.frame().await.unwrap().unwrap();
+        verified.stop();
+        let before = verified.sample().moved;
+        let mut offsets = Vec::new();
+        while let Ok(checkpoint) = told.try_recv() {
+            offsets.push(checkpoint.offset);
+        }
+        assert_eq!(offsets, [1000, 2000]);
+        // What was hashed before is passed on, and then nothing comes.
+        let rest = async { while segment.frame().await.is_some() {} };
+        let ended = futures::FutureExt::now_or_never(rest);
+        assert_eq!(ended, None);
+        assert!(verified.sample().moved <= before + FRAME as u64);
+        assert!(told.try_recv().is_err());
     }
 }
