@@ -224,9 +224,12 @@ async fn read(source: &Repository) -> Result<String, Fault> {
 async fn scanned(route: &Route, repository: &Repository, side: ScanSide) -> Option<Check> {
     let scan = route.gates.scan.as_ref();
     scan.filter(|scan| scan.side() == Some(side))?;
-    let nobodys = Digest::sha256(b"blobferry check --online");
     let name = format!("scans of {}", repository.address());
-    match repository.scan_findings(&nobodys, None).boxed_local().await {
+    match repository
+        .scan_findings(&unknown_digest(), None)
+        .boxed_local()
+        .await
+    {
         // The line about the repository itself says so.
         Err(fault) if fault.class() == Class::NotFound => None,
         asked => Some(Check::of(name, asked.map(|_| "can be read".into()))),
@@ -296,9 +299,13 @@ async fn write(destination: &Repository) -> Check {
     Check::of(name, tried)
 }
 
+/// A digest that no repository has.
+fn unknown_digest() -> Digest {
+    Digest::sha256(b"blobferry check --online")
+}
+
 async fn try_upload(destination: &Repository) -> Result<String, Fault> {
-    let nobodys = Digest::sha256(b"blobferry check --online");
-    match destination.begin_upload(&nobodys, None).await? {
+    match destination.begin_upload(&unknown_digest(), None).await? {
         Begin::Mounted => Ok("an upload can be opened".into()),
         Begin::Session(upload) => {
             let cancelled = destination.cancel_upload(upload).await.is_ok();

@@ -14,6 +14,7 @@ use super::keys::keys;
 use super::problem::complaint;
 use super::scan;
 use super::section::{Item, entries, optional};
+use super::service::service_url;
 use super::shapes::{OneOrMany, OrOff};
 use super::signers::{SignerKeys, SignerSection, trusted};
 use super::units;
@@ -392,12 +393,7 @@ fn http(item: &Item<'_>) -> Option<Http> {
 }
 
 fn url(text: &str) -> Result<Url, String> {
-    let url = Url::parse(text.trim()).ok();
-    let url = url.filter(|url| {
-        let is_http = matches!(url.scheme(), "http" | "https");
-        is_http && url.has_host() && url.username().is_empty() && url.password().is_none()
-    });
-    url.ok_or_else(|| {
+    service_url(text).map_err(|_| {
         complaint(
             text,
             "is no http or https address without a user (example: https://policy.example/gate)",

@@ -37,6 +37,7 @@ mod routes;
 mod scan;
 mod schema;
 mod section;
+mod service;
 mod sets;
 mod shapes;
 mod signers;

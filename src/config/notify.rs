@@ -3,11 +3,12 @@
 use url::Url;
 
 use super::keys::{keys, word_schema};
+use super::registries::host_of;
 use super::section::{Item, optional};
+use super::service::{WrongUrl, service_url};
 use super::shapes::OneOrMany;
 use crate::job::gates::Token;
 use crate::notify::{Event, Settings, Template};
-use crate::oci::Host;
 use crate::registry::is_metadata;
 
 /// Most receivers.
@@ -79,15 +80,12 @@ fn events(item: &Item<'_>) -> Option<Vec<Event>> {
 
 /// The text is not repeated in complaints: it may be a secret.
 fn url(text: &str) -> Result<Url, &'static str> {
-    let url = Url::parse(text.trim()).map_err(|_| "is no https address")?;
-    if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
-        return Err("is no https address");
-    }
-    if !url.username().is_empty() || url.password().is_some() {
-        return Err("holds a user name or a password: use token_file");
-    }
-    let host: Option<Host> = url.host_str().and_then(|host| host.parse().ok());
-    if url.scheme() == "http" && !host.is_some_and(|host| host.is_loopback()) {
+    let url = service_url(text).map_err(|wrong| match wrong {
+        WrongUrl::Other => "is no https address",
+        WrongUrl::User => "holds a user name or a password: use token_file",
+    })?;
+    let is_loopback = host_of(&url).is_some_and(|host| host.is_loopback());
+    if url.scheme() == "http" && !is_loopback {
         return Err("would be told in plain text: use https");
     }
     let address = match url.host() {

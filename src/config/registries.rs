@@ -388,7 +388,7 @@ fn travels_in_plain_text(url: &Url, credentials: &Credentials) -> bool {
     sends && url.scheme() == "http" && !host_of(url).is_some_and(|host| host.is_loopback())
 }
 
-fn host_of(url: &Url) -> Option<Host> {
+pub(super) fn host_of(url: &Url) -> Option<Host> {
     url.host_str()?.parse().ok()
 }
 

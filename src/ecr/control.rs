@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use aws_sdk_ecr::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_ecr::operation::describe_images::DescribeImagesOutput;
+use aws_sdk_ecr::primitives::DateTime;
 use aws_sdk_ecr::types::{
     DescribeImagesFilter, ImageDetail, ImageIdentifier, ImageStatus, ImageStatusFilter,
     ImageTagMutability, Layer, LayerAvailability, Repository, TagStatus,
@@ -482,9 +483,7 @@ fn images(details: &[ImageDetail], next: Option<String>) -> Images {
     let mut archived = HashSet::new();
     for detail in details {
         let digest: Option<Digest> = detail.image_digest().and_then(|digest| digest.parse().ok());
-        let pushed = detail
-            .image_pushed_at()
-            .and_then(|at| Timestamp::from_nanosecond(at.as_nanos()).ok());
+        let pushed = detail.image_pushed_at().and_then(timestamp);
         if detail
             .image_status()
             .is_some_and(|status| *status != ImageStatus::Active)
@@ -536,4 +535,8 @@ fn manifests(details: &[ImageDetail], next: Option<String>) -> Page<ListedManife
 
 pub(super) fn next_cursor(token: Option<String>) -> Option<Cursor> {
     token.filter(|token| !token.is_empty()).map(Cursor)
+}
+
+pub(super) fn timestamp(at: &DateTime) -> Option<Timestamp> {
+    Timestamp::from_nanosecond(at.as_nanos()).ok()
 }

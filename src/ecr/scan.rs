@@ -4,18 +4,17 @@
 //! <https://docs.aws.amazon.com/AmazonECR/latest/APIReference/API_DescribeImageScanFindings.html>
 
 use aws_sdk_ecr::operation::describe_image_scan_findings::DescribeImageScanFindingsOutput;
-use aws_sdk_ecr::primitives::DateTime;
 use aws_sdk_ecr::types::{
     EnhancedImageScanFinding, ImageIdentifier, ImageScanFinding, ImageScanFindings, ScanStatus,
 };
 use jiff::Timestamp;
 
-use super::control::{Control, PAGE, next_cursor};
+use super::control::{Control, PAGE, next_cursor, timestamp};
 use crate::endpoint::{Cursor, Finding, FindingsPage, ScanAnswer, Severity, Tally};
 use crate::fault::{Fault, clip};
 use crate::oci::{Digest, RepositoryName};
 
-/// Longest text of a status or of a finding that is kept, in characters.
+/// Longest text of a status that is kept, in characters.
 const LONGEST: usize = 200;
 
 impl Control {
@@ -110,16 +109,8 @@ fn page(found: &ImageScanFindings, next: Option<Cursor>) -> FindingsPage {
 
 /// A basic finding says nothing of its own age: it counts from the end of the scan.
 fn basic(finding: &ImageScanFinding, scanned: Option<Timestamp>) -> Result<Finding, String> {
-    let id = clip(
-        finding.name().unwrap_or("a finding without a name"),
-        LONGEST,
-    );
     let word = finding.severity().map(|severity| severity.as_str());
-    Ok(Finding {
-        severity: severity(&id, word)?,
-        id,
-        since: scanned,
-    })
+    Finding::read(finding.name(), word, scanned, Severity::of)
 }
 
 fn inspected(finding: &EnhancedImageScanFinding) -> Result<Finding, String> {
@@ -128,26 +119,11 @@ fn inspected(finding: &EnhancedImageScanFinding) -> Result<Finding, String> {
         .and_then(|details| details.vulnerability_id())
         .or(finding.title())
         .or(finding.finding_arn());
-    let id = clip(id.unwrap_or("a finding without a name"), LONGEST);
-    Ok(Finding {
-        severity: severity(&id, finding.severity())?,
-        id,
-        since: finding.first_observed_at().and_then(timestamp),
-    })
+    let since = finding.first_observed_at().and_then(timestamp);
+    Finding::read(id, finding.severity(), since, Severity::of)
 }
 
 /// Inspector keeps findings that were mended or that its own rules suppress.
 fn is_open(finding: &EnhancedImageScanFinding) -> bool {
     !matches!(finding.status(), Some("CLOSED" | "SUPPRESSED"))
-}
-
-fn severity(id: &str, word: Option<&str>) -> Result<Severity, String> {
-    let Some(word) = word else {
-        return Ok(Severity::Undefined);
-    };
-    Severity::of(word).ok_or_else(|| format!("{id} has the severity {}", clip(word, 40)))
-}
-
-fn timestamp(at: &DateTime) -> Option<Timestamp> {
-    Timestamp::from_nanosecond(at.as_nanos()).ok()
 }

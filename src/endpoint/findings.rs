@@ -1,4 +1,4 @@
-//! What a registry's own scanner says of an image.
+//! The findings of a scan of an image: by the registry's own scanner, or as a statement has them.
 
 use std::collections::BTreeMap;
 
@@ -6,6 +6,10 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::Cursor;
+use crate::fault::clip;
+
+/// Longest id that is kept, in characters.
+const LONGEST_ID: usize = 200;
 
 /// How bad a finding is; the worst comes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -68,6 +72,32 @@ pub struct Finding {
     pub severity: Severity,
     /// Since when it is known for this image. `None`: the scanner does not say.
     pub since: Option<Timestamp>,
+}
+
+impl Finding {
+    /// A finding by the words of a scanner; `severity` knows those for how bad it is.
+    ///
+    /// # Errors
+    /// What it is and its word, where that is not known.
+    pub fn read(
+        id: Option<&str>,
+        word: Option<&str>,
+        since: Option<Timestamp>,
+        severity: impl FnOnce(&str) -> Option<Severity>,
+    ) -> Result<Finding, String> {
+        let id = clip(id.unwrap_or("a finding without a name"), LONGEST_ID);
+        let severity = match word {
+            Some(word) => {
+                severity(word).ok_or_else(|| format!("{id} has the severity {}", clip(word, 40)))?
+            }
+            None => Severity::Undefined,
+        };
+        Ok(Finding {
+            id,
+            severity,
+            since,
+        })
+    }
 }
 
 /// One page of the findings of a scan.

@@ -27,9 +27,6 @@ pub const PREDICATES: [&str; 3] = [
     "https://in-toto.io/attestation/vulns/v0.2",
 ];
 
-/// Longest id that is kept, in characters.
-const LONGEST: usize = 200;
-
 #[derive(Deserialize)]
 struct Statement {
     predicate: Predicate,
@@ -67,6 +64,10 @@ pub fn read(statement: &[u8]) -> Result<FindingsPage, String> {
         metadata,
     } = statement.predicate;
     let scanned = metadata.scan_finished_on;
+    // A time that was left out: year 1 where Go writes it.
+    if scanned <= Timestamp::UNIX_EPOCH {
+        return Err("it does not say when its scan has ended".into());
+    }
     let scanners: Vec<Scanner> = scanner.into_iter().chain(scanners).collect();
     let found = match scanners.is_empty() {
         true => Err("it names no scanner".to_owned()),
@@ -127,17 +128,8 @@ struct Found {
 impl Found {
     /// A finding without a date of its own counts from the end of the scan.
     fn finding(self, scanned: Timestamp) -> Result<Finding, String> {
-        let id = clip(&self.id, LONGEST);
-        let severity = match self.severity {
-            Some(word) => severity(&word)
-                .ok_or_else(|| format!("{id} has the severity {}", clip(&word, 40)))?,
-            None => Severity::Undefined,
-        };
-        Ok(Finding {
-            id,
-            severity,
-            since: self.since.or(Some(scanned)),
-        })
+        let since = self.since.or(Some(scanned));
+        Finding::read(Some(&self.id), self.severity.as_deref(), since, severity)
     }
 }
 
@@ -339,7 +331,8 @@ impl Run {
     }
 }
 
-/// By the score of the rule, else by its level, else by that of the result.
+/// By the score of the rule, else by the worse of its level and that of the result: the result's
+/// stands over the rule's (SARIF 2.1.0, section 3.27.10), and tools put their own into either.
 fn sarif_severity(rule: Option<&Rule>, level: Option<&str>) -> String {
     let score = rule.and_then(|rule| match rule.properties.get("security-severity")? {
         Value::String(score) => Some(score.clone()),
@@ -347,16 +340,22 @@ fn sarif_severity(rule: Option<&Rule>, level: Option<&str>) -> String {
     });
     let default = rule.and_then(|rule| rule.default_configuration.level.as_deref());
     score.unwrap_or_else(|| {
+        let levels = [default, level].into_iter().flatten().map(leveled);
+        let worst = levels.min_by_key(|word| severity(word));
         // The default of the format is a warning.
-        match default.or(level).unwrap_or("warning") {
-            "error" => "high",
-            "warning" => "medium",
-            "note" => "low",
-            "none" => "informational",
-            other => other,
-        }
-        .into()
+        worst.unwrap_or("medium").into()
     })
+}
+
+/// A level as the word for a severity; one that is not known stays as it is.
+fn leveled(level: &str) -> &str {
+    match level {
+        "error" => "high",
+        "warning" => "medium",
+        "note" => "low",
+        "none" => "informational",
+        other => other,
+    }
 }
 
 #[cfg(test)]
@@ -423,7 +422,11 @@ mod tests {
                 sarif(json!([rule("note", json!(7.1))]), result.clone()),
                 Severity::High,
             ),
-            (sarif(unscored, result.clone()), Severity::Low),
+            (sarif(unscored.clone(), result.clone()), Severity::High),
+            (
+                sarif(unscored, json!([{"ruleId": "CVE-1", "level": "none"}])),
+                Severity::Low,
+            ),
             (sarif(json!([]), result), Severity::High),
             (
                 sarif(
@@ -469,6 +472,7 @@ mod tests {
         for bad in [
             json!({"predicate": {"scanner": {"result": []}}}),
             json!({"predicate": {"scanner": {"result": []}, "metadata": {"scanFinishedOn": "today"}}}),
+            json!({"predicate": {"scanner": {"result": []}, "metadata": {"scanFinishedOn": "0001-01-01T00:00:00Z"}}}),
             json!({}),
         ] {
             assert!(read(bad.to_string().as_bytes()).is_err(), "{bad}");

@@ -9,7 +9,6 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -178,7 +177,7 @@ struct Batch {
 #[derive(Debug, Default)]
 pub(super) struct AuditState {
     appended: Notify,
-    rows_added: AtomicU64,
+    /// Rows that this process has added.
     additions: watch::Sender<u64>,
     trouble: Mutex<Option<Arc<str>>>,
 }
@@ -186,8 +185,7 @@ pub(super) struct AuditState {
 impl AuditState {
     /// A row was added: the audit file gets it, too.
     pub(super) fn row_added(&self) {
-        let count = self.rows_added.fetch_add(1, Ordering::Relaxed) + 1;
-        self.additions.send_replace(count);
+        self.additions.send_modify(|count| *count += 1);
         self.appended.notify_one();
     }
 
@@ -198,7 +196,7 @@ impl AuditState {
 
     /// Rows that this process has added.
     pub(super) fn rows_added(&self) -> u64 {
-        self.rows_added.load(Ordering::Relaxed)
+        *self.additions.borrow()
     }
 
     /// Why nothing may be named, if so.

@@ -17,7 +17,7 @@ use tokio::time::{Instant, timeout_at};
 use super::raw::json;
 use super::raw::parsed;
 use super::rows::{self, Content};
-use super::{Ledger, RunFacts, tag_records, unreadable, unwritable};
+use super::{Ledger, RunFacts, tag_records, unwritable};
 use crate::clock;
 use crate::decision::{
     Candidate, Decision, InForce, Kind, Numbered, RefusedDecision, Target, Verdict,
@@ -632,10 +632,8 @@ impl Ledger {
     ) -> Result<Vec<Numbered>, Fault> {
         let repository = repository.clone();
         let digest = *digest;
-        let read = self
-            .store
-            .read(move |db| used_approvals(db, &repository, &digest));
-        read.await.map_err(unreadable)
+        self.read(move |db| used_approvals(db, &repository, &digest))
+            .await
     }
 
     /// The production tags that are known to name one of the denied digests.
@@ -674,6 +672,7 @@ impl Ledger {
                 })
             })?
             .collect()
-        }).await
+        })
+        .await
     }
 }

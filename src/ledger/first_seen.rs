@@ -3,7 +3,8 @@
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension as _, params};
 
-use super::{Ledger, unreadable, unwritable};
+use super::Ledger;
+use super::raw::image;
 use crate::clock;
 use crate::endpoint::Origin;
 use crate::fault::Fault;
@@ -19,26 +20,12 @@ impl Ledger {
         digest: &Digest,
         is_recorded: bool,
     ) -> Result<Option<Timestamp>, Fault> {
-        let place = [
-            origin.to_string(),
-            repository.to_string(),
-            digest.to_string(),
-        ];
-        let key = place.clone();
-        let known = self.store.read(move |db| of(db, &key)).await;
-        let known = known.map_err(unreadable)?;
-        if known.is_some() || !is_recorded {
-            return Ok(known);
-        }
-        let now = clock::now();
-        let seen = self.store.write(move |db| note(db, &place, now)).await;
-        seen.map_err(unwritable)
+        let place = image(origin.as_str(), repository, digest);
+        self.first_time(place, is_recorded).await
     }
-}
 
-impl Ledger {
     /// When the findings of a scan of that digest in a repository were first asked for, and were
-    /// not there. As for [`Ledger::first_seen`], beside whose rows it stands: an origin is a URL.
+    /// not there. As for [`Ledger::first_seen`], in rows of the same table: no origin begins so.
     pub async fn scan_awaited(
         &self,
         origin: &Origin,
@@ -46,9 +33,22 @@ impl Ledger {
         digest: &Digest,
         is_recorded: bool,
     ) -> Result<Option<Timestamp>, Fault> {
-        let scanner = Origin::new(&format!("scan {origin}"));
-        self.first_seen(&scanner, repository, digest, is_recorded)
-            .await
+        let place = image(&format!("scan {origin}"), repository, digest);
+        self.first_time(place, is_recorded).await
+    }
+
+    async fn first_time(
+        &self,
+        place: [String; 3],
+        is_recorded: bool,
+    ) -> Result<Option<Timestamp>, Fault> {
+        let key = place.clone();
+        let known = self.read(move |db| of(db, &key)).await?;
+        if known.is_some() || !is_recorded {
+            return Ok(known);
+        }
+        let now = clock::now();
+        self.write(move |db| note(db, &place, now)).await
     }
 }
 

@@ -2,7 +2,8 @@
 
 use rusqlite::Connection;
 
-use super::{Ledger, unreadable};
+use super::Ledger;
+use super::raw::image;
 use crate::endpoint::Origin;
 use crate::fault::Fault;
 use crate::oci::{Digest, RepositoryName};
@@ -19,7 +20,7 @@ impl Ledger {
         digest: &Digest,
         pushers: Vec<String>,
     ) -> Result<(), Fault> {
-        let place = place(origin, repository, digest);
+        let place = image(origin.as_str(), repository, digest);
         self.write(move |db| {
             let room = MOST.saturating_sub(of(db, &place)?.len());
             let [origin, repository, digest] = &place;
@@ -30,7 +31,8 @@ impl Ledger {
                 .execute([origin, repository, digest, pusher])
                 .map(drop)
             })
-        }).await
+        })
+        .await
     }
 
     /// The names that were recorded for a digest.
@@ -40,18 +42,9 @@ impl Ledger {
         repository: &RepositoryName,
         digest: &Digest,
     ) -> Result<Vec<String>, Fault> {
-        let place = place(origin, repository, digest);
-        let read = self.store.read(move |db| of(db, &place)).await;
-        read.map_err(unreadable)
+        let place = image(origin.as_str(), repository, digest);
+        self.read(move |db| of(db, &place)).await
     }
-}
-
-fn place(origin: &Origin, repository: &RepositoryName, digest: &Digest) -> [String; 3] {
-    [
-        origin.to_string(),
-        repository.to_string(),
-        digest.to_string(),
-    ]
 }
 
 fn of(db: &Connection, place: &[String; 3]) -> rusqlite::Result<Vec<String>> {

@@ -6,6 +6,17 @@ use rusqlite::Connection;
 use rusqlite::types::FromSqlError;
 use serde::Serialize;
 
+use crate::oci::{Digest, RepositoryName};
+
+/// An image in a repository, as the tables about images name it.
+pub(super) fn image(origin: &str, repository: &RepositoryName, digest: &Digest) -> [String; 3] {
+    [
+        origin.to_owned(),
+        repository.to_string(),
+        digest.to_string(),
+    ]
+}
+
 /// A row as its table holds it, with its job as an array of the six names.
 pub(super) struct RawRow {
     pub(super) id: i64,
