@@ -8,6 +8,7 @@ use clap::Args;
 use super::lines::Lines;
 use super::output::{Style, clean, plural};
 use super::{Arguments, Failure};
+use crate::clock;
 use crate::commands::{self, Check as Finding};
 use crate::config::Config;
 use crate::fault::Class;
@@ -49,6 +50,7 @@ impl Check {
         let warnings = routes.0.iter().flat_map(|route| {
             let mut texts = route.selection.idle_rules();
             texts.extend(route.gates.warnings());
+            texts.extend(scan_warnings(route));
             texts.extend(unsigned(route));
             texts.into_iter().map(move |text| (route, text))
         });
@@ -121,6 +123,12 @@ fn unsigned(route: &Route) -> Option<String> {
             only.platform()
         )
     })
+}
+
+/// What the gate `scan` lets pass that may not be meant.
+fn scan_warnings(route: &Route) -> Vec<String> {
+    let scans = route.gates.all().filter_map(|gates| gates.scan.as_ref());
+    scans.flat_map(|scan| scan.warnings(clock::now())).collect()
 }
 
 /// The folder of the audit file, if it is not there.

@@ -21,7 +21,7 @@ pub(super) struct Guards {
     pub(super) routes: Arc<[Arc<str>]>,
     /// The gates of the one that leads there from this source; without one, those of all.
     pub(super) gates: Arc<Gates>,
-    /// Those whose gates these are.
+    /// The routes with these gates.
     guarding: Arc<[Route]>,
 }
 

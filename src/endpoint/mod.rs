@@ -395,7 +395,7 @@ pub trait Source: Clone + Send + Sync + 'static {
         None
     }
 
-    /// The platform whose manifests its tags name. `None`: they name what was pushed.
+    /// The platform of the manifests that its tags name. `None`: they name what was pushed.
     fn platform(&self) -> Option<&oci::Platform> {
         None
     }

@@ -1,4 +1,4 @@
-//! `forward_only`: a moving tag never goes to an image whose version is lower than that of the image
+//! `forward_only`: a moving tag never goes to an image with a lower version than that of the image
 //! that production's tag names. The version of an image is the highest version tag that names it.
 
 use serde_json::json;

@@ -17,6 +17,8 @@ use crate::oci::Digest;
 const MOST: u64 = 100_000;
 /// What a page counts for at least: a list of empty pages has an end, too.
 const LEAST: u64 = 100;
+/// How far the clock of a scanner may be ahead of ours.
+const AHEAD: SignedDuration = SignedDuration::from_mins(10);
 /// Most findings and images that are named.
 const NAMED: usize = 5;
 
@@ -88,10 +90,13 @@ impl<'a> Findings<'a> {
     }
 
     /// Adds the scans of an image that statements of its signer hold: the newest counts. Where one
-    /// is of an unknown time, none is the newest. `signer` names the signer.
+    /// is of an unknown time, or of a time to come, none is the newest. `signer` names the signer.
     pub fn add_signed(&mut self, image: Digest, signer: &str, scans: Vec<SignedScan>) {
-        let unreadable = scans.iter().find_map(|scan| scan.page.clone().err());
-        if let Some(why) = unreadable {
+        let unknown = scans.iter().find_map(|scan| match &scan.page {
+            Ok(page) => self.to_come(page.scanned?),
+            Err(why) => Some(why.clone()),
+        });
+        if let Some(why) = unknown {
             self.images.insert(image);
             return self.pending.push((image, why));
         }
@@ -105,6 +110,13 @@ impl<'a> Findings<'a> {
             let page = scan.page.unwrap_or_default();
             self.add(image, signer, ScanAnswer::Findings(page));
         }
+    }
+
+    /// What is wrong with the time of a scan that has not come yet.
+    fn to_come(&self, scanned: Timestamp) -> Option<String> {
+        let latest = self.time.now.saturating_add(AHEAD);
+        let is_to_come = latest.is_ok_and(|latest| scanned > latest);
+        is_to_come.then(|| format!("a scan says that it ends at {scanned:.0}, which is to come"))
     }
 
     /// Adds what `registry` says of an image.
@@ -184,17 +196,19 @@ impl<'a> Findings<'a> {
     }
 
     fn next(&self, page: Option<Cursor>) -> Reading {
-        let is_refused = self.refused.is_some() || !self.refusing.is_empty();
-        if is_refused || self.pending.len() >= NAMED {
+        if self.is_refused() || self.pending.len() >= NAMED {
             return Reading::Done;
         }
         page.map_or(Reading::Image, Reading::Page)
     }
 
+    fn is_refused(&self) -> bool {
+        self.refused.is_some() || !self.refusing.is_empty()
+    }
+
     /// Whether the verdict depends on how long the scan has been waited for.
     pub fn is_pending(&self) -> bool {
-        let is_refused = self.refused.is_some() || !self.refusing.is_empty();
-        !is_refused && (self.images.is_empty() || !self.pending.is_empty())
+        !self.is_refused() && (self.images.is_empty() || !self.pending.is_empty())
     }
 
     /// The verdict. `since`: when findings were asked for first; `None`: now.
@@ -385,6 +399,29 @@ mod tests {
         }
         assert_eq!(usize::from(asked), NAMED);
         assert_eq!(findings.judge(None).verdict, Verdict::Wait);
+    }
+
+    /// A clean scan of the year 2099 would stand over all scans until then.
+    #[test]
+    fn a_scan_of_a_time_to_come_makes_none_the_newest() {
+        let scan = |scanned: &str| SignedScan {
+            evidence: Value::Null,
+            page: Ok(FindingsPage {
+                scanned: scanned.parse().ok(),
+                ..FindingsPage::default()
+            }),
+        };
+        let gate = gate();
+        for (scanned, verdict) in [
+            ("2099-01-01T00:00:00Z", Verdict::Wait),
+            ("2026-11-30T12:11:00Z", Verdict::Wait),
+            ("2026-11-30T12:09:00Z", Verdict::Pass),
+        ] {
+            let mut findings = Findings::new(&gate, at("2026-11-30T12:00:00Z", None));
+            let scans = vec![scan("2026-11-29T00:00:00Z"), scan(scanned)];
+            findings.add_signed(Digest::sha256(b"image"), "a signer", scans);
+            assert_eq!(findings.judge(None).verdict, verdict, "{scanned}");
+        }
     }
 
     /// A clock that was two days ahead refused what an exception still let pass.

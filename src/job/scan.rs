@@ -42,6 +42,31 @@ impl Scan {
         }
     }
 
+    /// What lets more pass than it may seem to.
+    pub fn warnings(&self, now: Timestamp) -> Vec<String> {
+        let least = self.refuse.iter().max();
+        let worse = least.into_iter().flat_map(|least| {
+            let worse = Severity::ALL.into_iter().take_while(|one| one < least);
+            worse.filter(|one| !self.refuse.contains(one))
+        });
+        let worse: Vec<&str> = worse.map(Severity::name).collect();
+        let lets_pass = (!worse.is_empty()).then(|| {
+            let worse = worse.join(", ");
+            format!(
+                "gates.scan.refuse does not name {worse}, which are worse than others that it names"
+            )
+        });
+        let over = self
+            .ignore
+            .iter()
+            .filter(|(_, ignored)| ignored.until <= now);
+        let over = over.map(|(id, ignored)| {
+            let until = ignored.until;
+            format!("gates.scan.ignore: {id} counts again since {until}")
+        });
+        lets_pass.into_iter().chain(over).collect()
+    }
+
     /// The signer that is trusted; `None`: a scanner is asked.
     pub fn trusted(&self) -> Option<&Trusted> {
         match &self.from {
@@ -69,4 +94,41 @@ pub struct Ignored {
     pub until: Timestamp,
     /// Why.
     pub reason: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_passes_although_it_is_worse_is_told_and_so_is_an_exception_that_has_ended() {
+        let now: Timestamp = "2026-11-30T12:00:00Z".parse().unwrap();
+        let ignored = |until: &str| Ignored {
+            until: until.parse().unwrap(),
+            reason: "unreachable".into(),
+        };
+        let scan = |refuse: &[Severity], ignore: &[(&str, &str)]| Scan {
+            from: ScanOrigin::Registry(ScanSide::Source),
+            refuse: refuse.to_vec(),
+            grace: BTreeMap::new(),
+            ignore: ignore
+                .iter()
+                .map(|(id, until)| ((*id).to_owned(), ignored(until)))
+                .collect(),
+            wait: Duration::ZERO,
+        };
+        let right = scan(
+            &[Severity::High, Severity::Critical],
+            &[("CVE-1", "2026-12-01T00:00:00Z")],
+        );
+        assert_eq!(right.warnings(now), Vec::<String>::new());
+        let wrong = scan(&[Severity::Medium], &[("CVE-1", "2026-11-30T00:00:00Z")]);
+        assert_eq!(
+            wrong.warnings(now),
+            [
+                "gates.scan.refuse does not name critical, high, which are worse than others that it names",
+                "gates.scan.ignore: CVE-1 counts again since 2026-11-30T00:00:00Z",
+            ]
+        );
+    }
 }

@@ -43,7 +43,7 @@ pub struct Route {
     pub existing: Existing,
     /// What happens to a production tag that was changed outside the daemon.
     pub drift: Drift,
-    /// The platform whose manifest is promoted instead of an index.
+    /// The platform of the manifest that is promoted instead of an index.
     pub platform: Option<Arc<OnlyPlatform>>,
     /// Whether it writes.
     pub mode: Mode,
