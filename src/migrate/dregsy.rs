@@ -118,7 +118,7 @@ fn entry(
         .text("platform")?
         .is_some_and(|platform| platform != "all")
     {
-        remarks.push(pair::one_platform(map.line_of("platform"), "platform"));
+        remarks.push(pair::platform_remark(map.line_of("platform"), "platform"));
     }
     let from = map.needed("from")?;
     let to = map.text("to")?.map(str::trim).filter(|to| !to.is_empty());

@@ -4,13 +4,9 @@ use std::collections::BTreeMap;
 
 use super::address;
 use super::outline::{Outline, Place, Remark, Route, Tags};
+use super::pair;
 use super::rules;
 use super::tree::{Map, Wrong};
-
-const PLATFORMS: (&str, &str) = (
-    "platforms",
-    "the whole index travels, a digest never changes; tags that were cut down have another digest",
-);
 
 /// What ocync leaves out unasked.
 const PRE_RELEASES: &str = "/(?i)-(rc|alpha|beta|pre|snapshot|nightly)/";
@@ -68,10 +64,11 @@ pub(super) fn read(root: &Map<'_>, outline: &mut Outline) -> Result<(), Wrong> {
     if let Some(defaults) = &defaults {
         let unmatched = outline.unmatched(
             defaults,
-            &["source", "targets", "tags", "artifacts"],
-            &[PLATFORMS],
+            &["source", "targets", "tags", "artifacts", "platforms"],
+            &[],
         );
         outline.remarks.extend(unmatched);
+        outline.remarks.extend(platforms(defaults));
         artifacts(defaults, outline)?;
     }
     for mapping in root.maps("mappings")? {
@@ -142,6 +139,12 @@ fn registry(
     Ok(())
 }
 
+fn platforms(map: &Map<'_>) -> Option<Remark> {
+    let line = map.line_of("platforms");
+    map.has("platforms")
+        .then(|| pair::platform_remark(line, "platforms"))
+}
+
 fn artifacts(map: &Map<'_>, outline: &mut Outline) -> Result<(), Wrong> {
     let Some(artifacts) = map.map("artifacts")? else {
         return Ok(());
@@ -172,8 +175,17 @@ fn entry(
     names: &Names,
     outline: &mut Outline,
 ) -> Result<(), Wrong> {
-    const KNOWN: [&str; 6] = ["from", "to", "source", "targets", "tags", "artifacts"];
-    let mut remarks = outline.unmatched(map, &KNOWN, &[PLATFORMS]);
+    const KNOWN: [&str; 7] = [
+        "from",
+        "to",
+        "source",
+        "targets",
+        "tags",
+        "artifacts",
+        "platforms",
+    ];
+    let mut remarks = outline.unmatched(map, &KNOWN, &[]);
+    remarks.extend(platforms(map));
     artifacts(map, outline)?;
     let line = map.line();
     let from = map.needed("from")?;

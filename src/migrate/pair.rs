@@ -55,11 +55,12 @@ fn renamed(tag: &str, wanted: &str) -> Result<String, String> {
 }
 
 /// What a route with a whole index says of a tool that is told a platform.
-pub(super) fn one_platform(line: u64, key: &str) -> Remark {
+pub(super) fn platform_remark(line: u64, key: &str) -> Remark {
     Remark::new(
         line,
         format!(
-            "{key}: the whole index travels, a digest never changes; tags that were cut down have another digest"
+            "{key}: the whole index travels, and tags that were cut down have another digest; `platform: …` on the \
+             route promotes the manifest of one platform alone"
         ),
     )
 }

@@ -9,10 +9,10 @@ use super::rules;
 use super::tree::{Map, Wrong};
 
 /// Keys of `defaults` and of `sync` that have no counterpart.
-const WITHOUT: [(&str, &str); 24] = [
+const WITHOUT: [(&str, &str); 22] = [
     (
         "backup",
-        "nothing is overwritten unasked here, and `rollback` goes back",
+        "`backup: \"{tag}.previous\"` of a route keeps what a moving tag named; all else is not overwritten unasked",
     ),
     (
         "schedule",
@@ -49,14 +49,6 @@ const WITHOUT: [(&str, &str); 24] = [
         "hooks",
         "a program that must agree is the gate `command`; `notify` tells of promotions",
     ),
-    (
-        "platform",
-        "the whole index travels: a digest never changes",
-    ),
-    (
-        "platforms",
-        "the whole index travels: a digest never changes",
-    ),
     ("blobLimit", "blobs have no limit of their own"),
     ("cacheCount", "the index remembers what is there"),
     ("cacheTime", "the index remembers what is there"),
@@ -71,6 +63,9 @@ const WITHOUT: [(&str, &str); 24] = [
     ),
     ("type", "is read"),
 ];
+
+/// Keys that cut an index down.
+const PLATFORMS: [&str; 2] = ["platform", "platforms"];
 
 const SYNC: [&str; 7] = [
     "source", "target", "type", "tags", "tagSets", "repos", "interval",
@@ -87,14 +82,23 @@ pub(super) fn read(root: &Map<'_>, outline: &mut Outline) -> Result<(), Wrong> {
         login(&creds, outline)?;
     }
     if let Some(defaults) = root.map("defaults")? {
-        let unmatched = outline.unmatched(&defaults, &["interval"], &WITHOUT);
-        outline.remarks.extend(unmatched);
+        let remarks = unmatched(&defaults, &["interval"], outline);
+        outline.remarks.extend(remarks);
         interval(&defaults, outline)?;
     }
     for sync in root.maps("sync")? {
         entry(&sync, outline)?;
     }
     Ok(())
+}
+
+/// Remarks on what has no counterpart in `defaults` and in `sync`.
+fn unmatched(map: &Map<'_>, known: &[&str], outline: &mut Outline) -> Vec<Remark> {
+    let known = [known, &PLATFORMS].concat();
+    let mut remarks = outline.unmatched(map, &known, &WITHOUT);
+    let platforms = PLATFORMS.into_iter().filter(|key| map.has(key));
+    remarks.extend(platforms.map(|key| pair::platform_remark(map.line_of(key), key)));
+    remarks
 }
 
 fn interval(map: &Map<'_>, outline: &mut Outline) -> Result<(), Wrong> {
@@ -263,7 +267,7 @@ fn template(text: &str) -> Result<String, String> {
 
 fn entry(sync: &Map<'_>, outline: &mut Outline) -> Result<(), Wrong> {
     let line = sync.line();
-    let remarks = outline.unmatched(sync, &SYNC, &WITHOUT);
+    let remarks = unmatched(sync, &SYNC, outline);
     interval(sync, outline)?;
     let source = sync.needed("source")?;
     let target = sync.needed("target")?;

@@ -434,7 +434,9 @@ fn images(
                     route.remarks.push(Remark::new(line, CONDITION));
                 }
                 if has("--platform") || has("--override-arch") {
-                    route.remarks.push(pair::one_platform(line, "--platform"));
+                    route
+                        .remarks
+                        .push(pair::platform_remark(line, "--platform"));
                 }
                 outline.add(route);
             }

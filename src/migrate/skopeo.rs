@@ -4,6 +4,7 @@
 use super::Options;
 use super::address;
 use super::outline::{Outline, Place, Remark, Route, Tags};
+use super::pair;
 use super::rules;
 use super::tree::{self, Map, Wrong};
 
@@ -25,11 +26,8 @@ pub(super) fn read(
             ),
         );
     }
-    outline.remark(
-        1,
-        "without --all skopeo copies the platform of its own machine alone; the whole index travels here, and tags that \
-         were cut down have another digest",
-    );
+    let platform = "without --all skopeo copies the platform of its own machine alone";
+    outline.remarks.push(pair::platform_remark(1, platform));
     for (host, node) in root.entries() {
         source(host, &Map::of(node, host)?, options, outline)?;
     }
