@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::tree::{self, Map, Wrong};
+use super::tree::{Map, Wrong};
 use crate::config::yaml::{Node, Value};
 
 /// A format that is read.
@@ -89,16 +89,16 @@ pub(super) fn has_commands(text: &str) -> bool {
     COMMANDS.iter().any(|command| text.contains(command))
 }
 
-/// The one format that the text has.
-pub(super) fn recognise(text: &str) -> Result<Kind, Wrong> {
+/// The one format that the text has, which is this YAML document or none.
+pub(super) fn recognise(text: &str, document: &Result<Node, Wrong>) -> Result<Kind, Wrong> {
     let has_commands = has_commands(text);
-    let root = match tree::parse(text) {
+    let root = match document {
         Ok(root) => root,
         Err(_) if has_commands => return Ok(Kind::Script),
-        Err(wrong) => return Err(wrong),
+        Err(wrong) => return Err(wrong.clone()),
     };
     let mut kinds = match &root.value {
-        Value::Map(_) => of_map(&Map::of(&root, "the file")?)?,
+        Value::Map(_) => of_map(&Map::of(root, "the file")?)?,
         _ => Vec::new(),
     };
     if kinds.is_empty() && has_commands {

@@ -39,6 +39,7 @@ pub use kind::Kind;
 pub use outline::Remark;
 pub use tree::Wrong;
 
+use crate::config::yaml::Node;
 use outline::Outline;
 
 /// Longest file that is read, in bytes.
@@ -76,11 +77,12 @@ pub fn migrate(text: &str, options: Options<'_>) -> Result<Migrated, Wrong> {
     if text.len() as u64 > LONGEST {
         return Err(Wrong::whole("is longer than 1 MiB"));
     }
+    let document = tree::parse(text);
     let kind = match options.kind {
         Some(kind) => kind,
-        None => kind::recognise(text)?,
+        None => kind::recognise(text, &document)?,
     };
-    let mut outline = read(kind, text, options)?;
+    let mut outline = read(kind, text, document, options)?;
     outline.arrange();
     let config = settle::settle(&mut outline, kind);
     let mut remarks = outline.all_remarks();
@@ -94,16 +96,21 @@ pub fn migrate(text: &str, options: Options<'_>) -> Result<Migrated, Wrong> {
     })
 }
 
-fn read(kind: Kind, text: &str, options: Options<'_>) -> Result<Outline, Wrong> {
+fn read(
+    kind: Kind,
+    text: &str,
+    document: Result<Node, Wrong>,
+    options: Options<'_>,
+) -> Result<Outline, Wrong> {
     let mut outline = Outline {
         has_variables: matches!(kind, Kind::Regsync | Kind::Ocync),
         ..Outline::default()
     };
     if kind == Kind::Script {
-        script::read(text, &mut outline)?;
+        script::read(text, document.ok().as_ref(), &mut outline)?;
         return Ok(outline);
     }
-    let root = tree::parse(text)?;
+    let root = document?;
     let root = tree::Map::of(&root, "the file")?;
     match kind {
         Kind::Regsync => regsync::read(&root, &mut outline)?,

@@ -6,6 +6,7 @@ use super::outline::{Outline, Remark, Route, Tags};
 use super::pair;
 use super::shell::{self, Command, Word};
 use super::tree::Wrong;
+use crate::config::yaml::Node;
 
 /// Options that take a value as the next word.
 const WITH_VALUE: [&str; 34] = [
@@ -67,11 +68,15 @@ struct Tagged {
     is_open: bool,
 }
 
-/// Reads the commands.
-pub(super) fn read(text: &str, outline: &mut Outline) -> Result<(), Wrong> {
+/// Reads the commands of a text, which may be a YAML document.
+pub(super) fn read(
+    text: &str,
+    document: Option<&Node>,
+    outline: &mut Outline,
+) -> Result<(), Wrong> {
     let mut engine = Engine::default();
     let mut has_ended = false;
-    for command in shell::commands(text)? {
+    for command in shell::commands(text, document)? {
         let is_exit = command.words.first().is_some_and(|word| word.is("exit"));
         has_ended |= is_exit && !command.is_conditional;
         match has_ended {

@@ -56,45 +56,18 @@ pub(super) struct Command {
     pub(super) is_conditional: bool,
 }
 
-/// All commands of a buildspec, or of lines of a shell.
-pub(super) fn commands(text: &str) -> Result<Vec<Command>, Wrong> {
+/// All commands of a buildspec, of a workflow, or of lines of a shell.
+pub(super) fn commands(text: &str, document: Option<&Node>) -> Result<Vec<Command>, Wrong> {
     let mut shell = Shell::default();
-    match with_key(text, "phases") {
-        Some(root) => {
-            let root = Map::of(&root, "the file")?;
-            if let Some(env) = root.map("env")?
-                && let Some(variables) = env.map("variables")?
-            {
-                for (name, node) in variables.entries() {
-                    let value = tree::text(node, name)?;
-                    let value = Word::Known(value.to_owned());
-                    shell.variables.insert(name.to_owned(), value);
-                }
-            }
-            if let Some(phases) = root.map("phases")? {
-                for (name, node) in phases.entries() {
-                    let phase = Map::of(node, name)?;
-                    for key in ["commands", "finally"] {
-                        shell.read_nodes(&phase.list(key));
-                    }
-                }
-            }
-        }
-        None => match with_key(text, "jobs") {
-            Some(root) => shell.workflow(&Map::of(&root, "the file")?)?,
-            None => shell.read(text, 1),
-        },
+    let root = document.and_then(|node| Map::of(node, "the file").ok());
+    match root {
+        Some(root) if root.has("phases") => shell.buildspec(&root)?,
+        Some(root) if root.has("jobs") => shell.workflow(&root)?,
+        _ => shell.read(text, 1),
     }
     let parts = std::mem::take(&mut shell.parts);
     shell.run(&parts)?;
     Ok(shell.commands)
-}
-
-/// The document, where it has this key.
-fn with_key(text: &str, key: &str) -> Option<Node> {
-    let root = tree::parse(text).ok()?;
-    let has_key = Map::of(&root, "the file").is_ok_and(|map| map.has(key));
-    has_key.then_some(root)
 }
 
 /// A word before its variables are filled in.
@@ -149,6 +122,25 @@ struct Shell {
 }
 
 impl Shell {
+    /// The phases of a buildspec: they share their variables.
+    fn buildspec(&mut self, root: &Map<'_>) -> Result<(), Wrong> {
+        if let Some(env) = root.map("env")?
+            && let Some(variables) = env.map("variables")?
+        {
+            for (name, node) in variables.entries() {
+                let value = Word::Known(tree::text(node, name)?.to_owned());
+                self.variables.insert(name.to_owned(), value);
+            }
+        }
+        for (name, node) in root.map("phases")?.iter().flat_map(Map::entries) {
+            let phase = Map::of(node, name)?;
+            for key in ["commands", "finally"] {
+                self.read_nodes(&phase.list(key));
+            }
+        }
+        Ok(())
+    }
+
     /// The steps of a workflow: each is a shell of its own.
     fn workflow(&mut self, root: &Map<'_>) -> Result<(), Wrong> {
         let Some(jobs) = root.map("jobs")? else {
@@ -804,8 +796,12 @@ fn braced(body: &str) -> Piece {
 mod tests {
     use super::*;
 
+    fn of_text(text: &str) -> Result<Vec<Command>, Wrong> {
+        commands(text, tree::parse(text).ok().as_ref())
+    }
+
     fn shown(text: &str) -> Vec<String> {
-        let commands = commands(text).unwrap();
+        let commands = of_text(text).unwrap();
         let word = |word: &Word| match word {
             Word::Known(text) => text.clone(),
             Word::Unknown(what) => format!("<{what}>"),
@@ -887,7 +883,7 @@ mod tests {
             ),
         ];
         for (script, expected) in table {
-            let commands = commands(script).unwrap();
+            let commands = of_text(script).unwrap();
             let push = commands
                 .iter()
                 .find(|command| command.words[0].is("docker"));
@@ -933,10 +929,10 @@ mod tests {
             format!("for a in {words}; do for b in {words}; do echo {words}; done; done"),
         ];
         for bomb in bombs {
-            assert!(commands(&bomb).is_err());
+            assert!(of_text(&bomb).is_err());
         }
         let long = format!("{} docker push a", "do ".repeat(200_000));
-        assert_eq!(commands(&long).unwrap().len(), 1);
+        assert_eq!(of_text(&long).unwrap().len(), 1);
     }
 
     #[test]
@@ -945,6 +941,6 @@ mod tests {
         let bomb = format!(
             "for a in {words}; do for b in {words}; do for c in {words}; do docker push $a; done; done; done"
         );
-        assert!(commands(&bomb).is_err());
+        assert!(of_text(&bomb).is_err());
     }
 }
