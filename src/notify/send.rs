@@ -10,9 +10,10 @@ use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::{Client, StatusCode, header, redirect};
 
 use super::Settings;
+use crate::clock;
 use crate::fault::clip;
 use crate::oci::Host;
-use crate::registry::is_metadata;
+use crate::registry::{is_metadata, named_wait};
 
 /// How long a request may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -65,16 +66,16 @@ fn judge(status: StatusCode, headers: &header::HeaderMap) -> Sent {
     let text = format!("it answered {}", status.as_u16());
     match status.as_u16() {
         200..=299 => Sent::Done,
-        408 | 425 | 429 | 500..=599 => {
-            let hint = headers
-                .get(header::RETRY_AFTER)
-                .and_then(|value| value.to_str().ok()?.trim().parse().ok())
-                .map(|seconds| Duration::from_secs(seconds).min(LONGEST_HINT));
-            Sent::Again(hint, text)
-        }
+        408 | 425 | 429 | 500..=599 => Sent::Again(hint(headers), text),
         300..=399 => Sent::Refused(format!("{text}, and redirects are not followed")),
         _ => Sent::Refused(text),
     }
+}
+
+/// The wait that the receiver asks for.
+fn hint(headers: &header::HeaderMap) -> Option<Duration> {
+    let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?;
+    Some(named_wait(text, clock::now())?.min(LONGEST_HINT))
 }
 
 /// A failure without the address, which may hold what is secret.
@@ -132,6 +133,16 @@ mod tests {
         );
         assert_eq!(
             judge(StatusCode::TOO_MANY_REQUESTS, &headers("9999")),
+            again(60)
+        );
+        let over = "Sat, 21 Nov 2026 10:00:09 GMT";
+        assert_eq!(
+            judge(StatusCode::SERVICE_UNAVAILABLE, &headers(over)),
+            Sent::Again(Some(Duration::ZERO), "it answered 503".into())
+        );
+        let far = "Thu, 31 Dec 2099 23:59:59 GMT";
+        assert_eq!(
+            judge(StatusCode::TOO_MANY_REQUESTS, &headers(far)),
             again(60)
         );
         let refused = |status| matches!(judge(status, &none), Sent::Refused(_));

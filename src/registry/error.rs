@@ -335,21 +335,24 @@ pub(super) fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duratio
     let named = headers
         .get("retry-after")
         .and_then(|value| value.to_str().ok());
-    let Some(text) = named.map(str::trim) else {
-        return Some(reset(headers, now)?.min(MOST_WAIT));
-    };
-    let wait = match text.parse::<u64>() {
-        Ok(seconds) => Duration::from_secs(seconds),
-        Err(_) => {
-            let date = jiff::fmt::rfc2822::DateTimeParser::new()
-                .parse_timestamp(text)
-                .ok()?;
-            Duration::from_secs(
-                u64::try_from(date.as_second().saturating_sub(now.as_second())).unwrap_or(0),
-            )
-        }
+    let wait = match named {
+        Some(text) => named_wait(text, now)?,
+        None => reset(headers, now)?,
     };
     Some(wait.min(MOST_WAIT))
+}
+
+/// The wait that the text of a `Retry-After` header names: seconds, or until a date. `None`: it is
+/// neither.
+pub fn named_wait(text: &str, now: Timestamp) -> Option<Duration> {
+    let text = text.trim();
+    if let Ok(seconds) = text.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let dates = jiff::fmt::rfc2822::DateTimeParser::new();
+    let date = dates.parse_timestamp(text).ok()?;
+    let seconds = date.as_second().saturating_sub(now.as_second());
+    Some(Duration::from_secs(u64::try_from(seconds).unwrap_or(0)))
 }
 
 /// The least wait after a 429 that names none.

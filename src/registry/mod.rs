@@ -57,6 +57,7 @@ use crate::fault::Fault;
 use crate::oci::{Descriptor, Digest, Host, Manifest, RepositoryName, Target};
 
 pub use self::client::Tls;
+pub use self::error::named_wait;
 pub use self::metrics::Metrics;
 pub use self::redirect::is_metadata;
 pub use self::tags::MAX_PAGES;

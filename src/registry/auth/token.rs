@@ -21,7 +21,7 @@ use super::login::{self, Login};
 use crate::body;
 use crate::clock;
 use crate::fault::{Class, Fault, clip};
-use crate::registry::error::cause;
+use crate::registry::error::{cause, named_wait};
 use crate::registry::redirect::Refused;
 use crate::registry::secrets::Secrets;
 
@@ -381,15 +381,8 @@ impl Reply {
     }
 
     fn wait(&self) -> Option<Duration> {
-        let seconds = self
-            .headers
-            .get(RETRY_AFTER)?
-            .to_str()
-            .ok()?
-            .trim()
-            .parse()
-            .ok()?;
-        Some(Duration::from_secs(seconds).min(LONGEST_WAIT))
+        let text = self.headers.get(RETRY_AFTER)?.to_str().ok()?;
+        Some(named_wait(text, clock::now())?.min(LONGEST_WAIT))
     }
 }
 
