@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::joined;
 use crate::fault::Fault;
 use crate::ledger::Ledger;
-use crate::notify::{Follower, Metrics, PACE, Receiver, Settings};
+use crate::notify::{Follower, Metrics, PACE, Settings};
 
 /// The time to end a request at shutdown. What was not told by then is told at the next start.
 const LAST_REQUEST: Duration = Duration::from_secs(2);
@@ -24,7 +24,7 @@ pub(super) struct Followers {
 
 /// A follower, until its receiver is gone from the config or is told otherwise.
 struct RunningFollower {
-    receiver: Receiver,
+    receiver: Arc<Settings>,
     stop: CancellationToken,
     /// Cancelled when it has ended.
     ended: CancellationToken,

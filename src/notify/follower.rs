@@ -1,5 +1,6 @@
 //! Follows the rows of the ledger and tells one receiver of them.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::Client;
@@ -7,10 +8,10 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::send::{self, Sent};
-use super::{Message, Metrics, Receiver};
+use super::{Event, Message, Metrics, Settings};
 use crate::backoff::Backoff;
 use crate::fault::Fault;
-use crate::ledger::{Ledger, Query};
+use crate::ledger::{Ledger, Query, Row};
 
 /// Rows of one reading.
 const PAGE: u32 = 200;
@@ -37,8 +38,8 @@ pub struct Pace {
 
 /// Tells a receiver of each row that it wants to hear of.
 pub struct Follower {
-    /// Whom it tells.
-    pub receiver: Receiver,
+    /// The receiver.
+    pub receiver: Arc<Settings>,
     /// The rows.
     pub ledger: Ledger,
     /// Counts.
@@ -82,31 +83,26 @@ impl Follower {
         }
     }
 
-    /// Tells of the next rows; whether there were any.
+    /// Tells of the next rows; whether there may be more.
     async fn catch_up(&self, told: &mut Told) -> Result<bool, Fault> {
         let end = self.ledger.end().await?.id;
         let row = match told.row {
             Some(row) => row,
-            None => self.ledger.told(&told.key).await?.unwrap_or(end),
+            None => {
+                told.kept = self.ledger.told(&told.key).await?.unwrap_or(end);
+                told.kept
+            }
         };
-        told.kept = told.row.map_or(row, |_| told.kept);
         // A ledger that was restored from a copy is shorter.
-        told.row = Some(row.min(end));
-        self.drop_old(told, end).await?;
-        let query = Query {
-            after: told.row.unwrap_or_default(),
-            limit: PAGE,
-            ..Query::default()
-        };
-        let rows = self.ledger.page(query).await?;
-        let Some(last) = rows.last().map(|row| row.id) else {
-            return Ok(false);
-        };
+        let row = row.min(end);
+        told.row = Some(row);
+        let row = self.drop_old(told, row, end).await?;
+        let rows = self.rows_after(row).await?;
         for row in &rows {
-            let Some(message) = self.wanted(Message::of(row)) else {
+            let Some(event) = self.wanted(row) else {
                 continue;
             };
-            let ended = self.tell(told, &message).await;
+            let ended = self.tell(told, &Message::of(row, event)).await;
             if ended == Ended::Stopped {
                 return Ok(false);
             }
@@ -118,35 +114,39 @@ impl Follower {
             }
             kept?;
         }
-        told.row = Some(last);
-        if last.saturating_sub(told.kept) >= UNTOLD {
-            self.keep(told, last).await?;
+        if let Some(last) = rows.last() {
+            told.row = Some(last.id);
+            if last.id.saturating_sub(told.kept) >= UNTOLD {
+                self.keep(told, last.id).await?;
+            }
         }
-        Ok(true)
+        Ok(rows.len() == PAGE as usize)
     }
 
-    fn wanted(&self, message: Option<(super::Event, Message)>) -> Option<Message> {
-        let (event, message) = message?;
-        self.receiver.on.contains(&event).then_some(message)
+    async fn rows_after(&self, row: u64) -> Result<Vec<Row>, Fault> {
+        let query = Query {
+            after: row,
+            limit: PAGE,
+            ..Query::default()
+        };
+        self.ledger.page(query).await
     }
 
-    /// Leaves out what is too far behind.
-    async fn drop_old(&self, told: &mut Told, end: u64) -> Result<(), Fault> {
+    /// What a row tells, if the receiver wants to hear of that.
+    fn wanted(&self, row: &Row) -> Option<Event> {
+        Event::of(row).filter(|event| self.receiver.on.contains(event))
+    }
+
+    /// Leaves out what is too far behind; returns the row where the receiver stands then.
+    async fn drop_old(&self, told: &mut Told, mut row: u64, end: u64) -> Result<u64, Fault> {
         let first = end.saturating_sub(MOST_BEHIND);
         let mut dropped = 0;
-        while let Some(row) = told.row.filter(|row| *row < first) {
-            let query = Query {
-                after: row,
-                limit: PAGE,
-                ..Query::default()
-            };
-            let rows = self.ledger.page(query).await?;
+        while row < first {
+            let rows = self.rows_after(row).await?;
             let old = rows.iter().take_while(|row| row.id <= first);
-            dropped += old
-                .filter(|row| self.wanted(Message::of(row)).is_some())
-                .count() as u64;
-            let last = rows.last().map_or(first, |row| row.id.min(first));
-            self.keep(told, last).await?;
+            dropped += old.filter(|row| self.wanted(row).is_some()).count() as u64;
+            row = rows.last().map_or(first, |last| last.id.min(first));
+            self.keep(told, row).await?;
         }
         if dropped > 0 {
             self.metrics.dropped(dropped);
@@ -157,7 +157,7 @@ impl Follower {
                 "a receiver is too far behind: notifications are dropped"
             );
         }
-        Ok(())
+        Ok(row)
     }
 
     /// A row that the disk does not take counts as told in this process all the same.

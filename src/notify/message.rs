@@ -3,9 +3,9 @@
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::decision::Kind;
+use crate::decision::{Decision, Kind};
 use crate::fault::clip;
-use crate::job::Outcome;
+use crate::job::{Actor, Outcome, Settled};
 use crate::ledger::{Content, Row};
 
 /// Most characters of a text.
@@ -57,6 +57,18 @@ impl Event {
         }
     }
 
+    /// What a row tells; `None`: nothing.
+    pub fn of(row: &Row) -> Option<Event> {
+        match &row.content {
+            Content::Outcome(settled) => Event::of_outcome(settled.result),
+            Content::Decision(Kind::Hold, hold) if hold.torn.is_some() => Some(Event::Torn),
+            Content::Decision(Kind::Approve, approval) if !approval.despite.is_empty() => {
+                Some(Event::Override)
+            }
+            _ => None,
+        }
+    }
+
     fn of_outcome(outcome: Outcome) -> Option<Event> {
         match outcome {
             Outcome::Promoted => Some(Event::Promoted),
@@ -99,12 +111,12 @@ pub struct Message {
 }
 
 impl Message {
-    /// The message of a row, if it is one that can be told.
-    pub fn of(row: &Row) -> Option<(Event, Message)> {
-        let empty = Message {
+    /// The message of a row that is this event.
+    pub fn of(row: &Row, event: Event) -> Message {
+        let mut message = Message {
             schema: 1,
             id: row.id,
-            event: "",
+            event: event.name(),
             time: row.at,
             route: String::new(),
             source: String::new(),
@@ -115,45 +127,39 @@ impl Message {
             actor: String::new(),
             reason: None,
         };
-        let (event, actor, message) = match &row.content {
-            Content::Outcome(settled) => {
-                let message = Message {
-                    route: settled.route.clone(),
-                    source: settled.source.clone(),
-                    destination: settled.destination.clone(),
-                    digest: settled.digest.map(|digest| digest.to_string()),
-                    previous_digest: settled.previous_digest.map(|digest| digest.to_string()),
-                    reasons: settled.reasons.clone(),
-                    ..empty
-                };
-                (Event::of_outcome(settled.result)?, &settled.actor, message)
-            }
-            Content::Decision(Kind::Hold, decision) if decision.torn.is_some() => {
-                let message = Message {
-                    destination: decision.shown_target().to_owned(),
-                    ..empty
-                };
-                (Event::Torn, &decision.actor, message)
-            }
-            Content::Decision(Kind::Approve, decision) if !decision.despite.is_empty() => {
-                let gates: Vec<&str> = decision.despite.iter().map(|gate| gate.name()).collect();
-                let message = Message {
-                    destination: decision.shown_target().to_owned(),
-                    digest: decision.digest.map(|digest| digest.to_string()),
-                    previous_digest: decision.replaces.map(|digest| digest.to_string()),
-                    reasons: vec![format!("despite {}", gates.join(", "))],
-                    ..empty
-                };
-                (Event::Override, &decision.actor, message)
-            }
-            _ => return None,
-        };
-        let mut message = message;
-        message.event = event.name();
-        message.actor = actor.name.to_string();
-        message.reason = actor.remarks.reason.as_ref().map(ToString::to_string);
+        match &row.content {
+            Content::Outcome(settled) => message.add_outcome(settled),
+            Content::Decision(_, decision) => message.add_decision(decision),
+            Content::Reload(_) | Content::RefusedDecision(_) => {}
+        }
         message.bound();
-        Some((event, message))
+        message
+    }
+
+    fn add_outcome(&mut self, settled: &Settled) {
+        self.route = settled.route.clone();
+        self.source = settled.source.clone();
+        self.destination = settled.destination.clone();
+        self.digest = settled.digest.map(|digest| digest.to_string());
+        self.previous_digest = settled.previous_digest.map(|digest| digest.to_string());
+        self.reasons = settled.reasons.clone();
+        self.add_actor(&settled.actor);
+    }
+
+    fn add_decision(&mut self, decision: &Decision) {
+        self.destination = decision.shown_target().to_owned();
+        self.digest = decision.digest.map(|digest| digest.to_string());
+        self.previous_digest = decision.replaces.map(|digest| digest.to_string());
+        if !decision.despite.is_empty() {
+            let gates: Vec<&str> = decision.despite.iter().map(|gate| gate.name()).collect();
+            self.reasons = vec![format!("despite {}", gates.join(", "))];
+        }
+        self.add_actor(&decision.actor);
+    }
+
+    fn add_actor(&mut self, actor: &Actor) {
+        self.actor = actor.name.to_string();
+        self.reason = actor.remarks.reason.as_ref().map(ToString::to_string);
     }
 
     /// What registries and people said has a bound.

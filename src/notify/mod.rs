@@ -18,7 +18,6 @@ mod send;
 mod template;
 
 use std::fmt;
-use std::sync::Arc;
 
 use prometheus::{Error, IntCounterVec, Registry};
 use url::Url;
@@ -95,9 +94,6 @@ impl Metrics {
         self.told.with_label_values(&["dropped"]).inc_by(count);
     }
 }
-
-/// A receiver that runs.
-pub type Receiver = Arc<Settings>;
 
 #[cfg(test)]
 mod tests;
