@@ -191,24 +191,23 @@ impl Message {
         text
     }
 
-    /// A field by its name in templates.
-    pub fn field(&self, name: &str) -> Option<String> {
+    /// The text of a field.
+    pub fn field(&self, field: Field) -> String {
         let or_empty = |text: &Option<String>| text.clone().unwrap_or_default();
-        Some(match name {
-            "id" => self.id.to_string(),
-            "event" => self.event.to_owned(),
-            "time" => self.time.to_string(),
-            "route" => self.route.clone(),
-            "source" => self.source.clone(),
-            "destination" => self.destination.clone(),
-            "digest" => or_empty(&self.digest),
-            "previous_digest" => or_empty(&self.previous_digest),
-            "reasons" => self.reasons.join("; "),
-            "actor" => self.actor.clone(),
-            "reason" => or_empty(&self.reason),
-            "summary" => self.summary(),
-            _ => return None,
-        })
+        match field {
+            Field::Id => self.id.to_string(),
+            Field::Event => self.event.to_owned(),
+            Field::Time => self.time.to_string(),
+            Field::Route => self.route.clone(),
+            Field::Source => self.source.clone(),
+            Field::Destination => self.destination.clone(),
+            Field::Digest => or_empty(&self.digest),
+            Field::PreviousDigest => or_empty(&self.previous_digest),
+            Field::Reasons => self.reasons.join("; "),
+            Field::Actor => self.actor.clone(),
+            Field::Reason => or_empty(&self.reason),
+            Field::Summary => self.summary(),
+        }
     }
 
     /// The body where there is no template.
@@ -218,21 +217,75 @@ impl Message {
     }
 }
 
-/// The names that a template may use.
-pub(super) const FIELDS: [&str; 12] = [
-    "id",
-    "event",
-    "time",
-    "route",
-    "source",
-    "destination",
-    "digest",
-    "previous_digest",
-    "reasons",
-    "actor",
-    "reason",
-    "summary",
-];
+/// What a template may use of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Field {
+    /// [`Message::id`].
+    Id,
+    /// [`Message::event`].
+    Event,
+    /// [`Message::time`].
+    Time,
+    /// [`Message::route`].
+    Route,
+    /// [`Message::source`].
+    Source,
+    /// [`Message::destination`].
+    Destination,
+    /// [`Message::digest`].
+    Digest,
+    /// [`Message::previous_digest`].
+    PreviousDigest,
+    /// [`Message::reasons`].
+    Reasons,
+    /// [`Message::actor`].
+    Actor,
+    /// [`Message::reason`].
+    Reason,
+    /// [`Message::summary`].
+    Summary,
+}
+
+impl Field {
+    /// All of them.
+    pub const ALL: [Field; 12] = [
+        Field::Id,
+        Field::Event,
+        Field::Time,
+        Field::Route,
+        Field::Source,
+        Field::Destination,
+        Field::Digest,
+        Field::PreviousDigest,
+        Field::Reasons,
+        Field::Actor,
+        Field::Reason,
+        Field::Summary,
+    ];
+
+    /// As templates name it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Field::Id => "id",
+            Field::Event => "event",
+            Field::Time => "time",
+            Field::Route => "route",
+            Field::Source => "source",
+            Field::Destination => "destination",
+            Field::Digest => "digest",
+            Field::PreviousDigest => "previous_digest",
+            Field::Reasons => "reasons",
+            Field::Actor => "actor",
+            Field::Reason => "reason",
+            Field::Summary => "summary",
+        }
+    }
+
+    /// The field of a name.
+    pub fn named(name: &str) -> Option<Field> {
+        Field::ALL.into_iter().find(|field| field.name() == name)
+    }
+}
 
 /// A message with texts that need every escape.
 pub(super) fn sample() -> Message {
@@ -258,10 +311,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_field_of_templates_has_a_value() {
-        let message = sample();
-        assert!(FIELDS.iter().all(|name| message.field(name).is_some()));
-        assert_eq!(message.field("password"), None);
+    fn templates_name_the_fields_of_the_json_and_the_summary() {
+        let json = serde_json::to_value(sample()).unwrap();
+        let mut names: Vec<&str> = json
+            .as_object()
+            .unwrap()
+            .keys()
+            .map(String::as_str)
+            .collect();
+        names.retain(|name| *name != "schema");
+        names.push("summary");
+        for name in &names {
+            let field = Field::named(name).unwrap_or_else(|| panic!("{name} has no field"));
+            assert_eq!(field.name(), *name);
+        }
+        assert_eq!(names.len(), Field::ALL.len());
+        assert_eq!(Field::named("password"), None);
     }
 
     #[test]

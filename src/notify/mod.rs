@@ -27,7 +27,7 @@ use crate::metrics::{options, registered};
 use crate::oci::Digest;
 
 pub use follower::{Follower, PACE, Pace};
-pub use message::{Event, Message};
+pub use message::{Event, Field, Message};
 pub use template::Template;
 
 /// A receiver, as the config describes it.

@@ -1,6 +1,6 @@
 //! A body of the receiver's own: JSON in which `{field}` inside a text becomes the field, escaped.
 
-use super::message::{FIELDS, Message, sample};
+use super::message::{Field, Message, sample};
 
 /// Longest template, in bytes.
 const LONGEST: usize = 16 * 1024;
@@ -14,7 +14,7 @@ pub struct Template {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Piece {
     Text(String),
-    Field(&'static str),
+    Field(Field),
 }
 
 impl Template {
@@ -47,9 +47,7 @@ impl Template {
         for piece in &self.pieces {
             match piece {
                 Piece::Text(text) => body.push_str(text),
-                Piece::Field(name) => {
-                    body.push_str(&escaped(message.field(name).unwrap_or_default()))
-                }
+                Piece::Field(field) => body.push_str(&escaped(message.field(*field))),
             }
         }
         body.into_bytes()
@@ -78,10 +76,8 @@ fn pieces(text: &str) -> Result<Vec<Piece>, String> {
             rest = &rest[at + 1..];
             continue;
         }
-        let field = FIELDS
-            .into_iter()
-            .find(|field| *field == name)
-            .ok_or_else(|| format!("has {{{name}}}, which is none of {}", FIELDS.join(", ")))?;
+        let field = Field::named(name)
+            .ok_or_else(|| format!("has {{{name}}}, which is none of {}", names()))?;
         plain.push_str(&rest[..at]);
         pieces.push(Piece::Text(std::mem::take(&mut plain)));
         pieces.push(Piece::Field(field));
@@ -90,6 +86,10 @@ fn pieces(text: &str) -> Result<Vec<Piece>, String> {
     plain.push_str(rest);
     pieces.push(Piece::Text(plain));
     Ok(pieces)
+}
+
+fn names() -> String {
+    Field::ALL.map(Field::name).join(", ")
 }
 
 #[cfg(test)]
