@@ -156,12 +156,36 @@ fn admin_settings(config: &Config, folder: Option<FolderCheck>) -> admin::Settin
     }
 }
 
-/// The settings that differ from those that the daemon was started with, and that only a restart
-/// can change.
-fn needs_restart(config: &Config, served: &admin::Settings) -> Vec<&'static str> {
-    let listen = (config.daemon.listen != served.listen).then_some("listen");
-    let state = (Some(control_socket(config)) != served.socket).then_some("state");
-    listen.into_iter().chain(state).collect()
+/// The settings that only a restart can change, as the daemon was started with them.
+struct FixedAtStart {
+    listen: Option<SocketAddr>,
+    state: PathBuf,
+    audit_file: Option<PathBuf>,
+    threads: NonZeroUsize,
+}
+
+impl FixedAtStart {
+    fn of(config: &Config) -> FixedAtStart {
+        FixedAtStart {
+            listen: config.daemon.listen,
+            state: config.daemon.state.clone(),
+            audit_file: config.daemon.audit_file.clone(),
+            threads: config.daemon.threads,
+        }
+    }
+}
+
+/// The settings of which the config asks for another value than the fixed one.
+fn needs_restart(config: &Config, fixed: &FixedAtStart) -> Vec<&'static str> {
+    let asked = FixedAtStart::of(config);
+    let differs = [
+        ("listen", asked.listen != fixed.listen),
+        ("state", asked.state != fixed.state),
+        ("audit_file", asked.audit_file != fixed.audit_file),
+        ("threads", asked.threads != fixed.threads),
+    ];
+    let differing = differs.into_iter().filter(|(_, differs)| *differs);
+    differing.map(|(name, _)| name).collect()
 }
 
 /// Where the control socket of a config's daemon is.
@@ -214,8 +238,7 @@ struct Running {
     server_stop: CancellationToken,
     /// How long the ledger keeps texts.
     retention: channel::Sender<Duration>,
-    /// The threads that move bytes.
-    threads: NonZeroUsize,
+    fixed: FixedAtStart,
     /// What the sockets were bound with; the tokens are those that the server goes by.
     served: admin::Settings,
     /// Cancelled when the state folder is gone for good.
@@ -280,7 +303,7 @@ impl Running {
         server.spawn(bound.serve(services, server_stop.clone()));
         let running = Running {
             parts,
-            threads: config.daemon.threads,
+            fixed: FixedAtStart::of(&config),
             config,
             topology: sender,
             board,
@@ -431,15 +454,7 @@ impl Running {
     }
 
     fn adopt(&mut self, config: Config, topology: Topology, before: &Topology) {
-        let audits_elsewhere = config.daemon.audit_file != self.config.daemon.audit_file;
-        let audit = audits_elsewhere.then_some("audit_file");
-        let has_other_threads = config.daemon.threads != self.threads;
-        let threads = has_other_threads.then_some("threads");
-        for what in needs_restart(&config, &self.served)
-            .into_iter()
-            .chain(audit)
-            .chain(threads)
-        {
+        for what in needs_restart(&config, &self.fixed) {
             tracing::warn!(
                 setting = what,
                 "the config asks for another value than the running one; that takes a restart"

@@ -290,25 +290,30 @@ async fn a_reload_brings_the_new_secret_and_says_each_time_what_needs_a_restart(
     let stage = Stage::new(Program::Distribution2).await;
     let daemon = stage.ferry.start_ready().await;
     let secret = stage.ferry.file("secret", "open sesame\n");
+    let audit = stage.ferry.path("audit.jsonl");
     stage.ferry.write_config(&stage.config(|config| {
         config
             .daemon("secret_file", json!(secret))
             .daemon("listen", json!("off"))
+            .daemon("audit_file", json!(audit))
             .route("app", json!({}))
     }));
-    let warnings = || {
+    let warnings = |setting: &str| {
         daemon
             .log()
             .lines()
-            .filter(|line| line.contains("takes a restart") && line.contains("listen"))
+            .filter(|line| line.contains("takes a restart") && line.contains(setting))
             .count()
     };
     for reload in 1..=2 {
         daemon.signal("HUP").await;
-        eventually("the log says that `listen` takes a restart", async || {
-            (warnings() == reload).then_some(())
-        })
-        .await;
+        for setting in ["listen", "audit_file"] {
+            eventually(
+                &format!("the log says that `{setting}` takes a restart"),
+                async || (warnings(setting) == reload).then_some(()),
+            )
+            .await;
+        }
     }
     eventually("the secret is needed", async || {
         (daemon.get("/v1/status").await.status() == 401).then_some(())
