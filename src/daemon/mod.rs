@@ -118,9 +118,16 @@ pub async fn run(
     let bound = admin::bind(&settings).await?;
     let topology = Arc::new(parts.topology(&config, None)?);
     let address = bound.address();
-    let mut running = Running::start(parts, config, topology, bound, settings, look_signals);
+    let mut running = Running::start(
+        parts,
+        config,
+        topology,
+        bound,
+        settings,
+        look_signals,
+        followers,
+    );
     running.audit = audit;
-    running.followers = Some(followers);
     let listen = address.map_or_else(|| "off".to_owned(), |address| address.to_string());
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -244,7 +251,7 @@ struct Running {
     /// Cancelled when the state folder is gone for good.
     lost: CancellationToken,
     audit: Option<AuditTask>,
-    followers: Option<Followers>,
+    followers: Followers,
 }
 
 impl Running {
@@ -255,6 +262,7 @@ impl Running {
         bound: admin::Bound,
         served: admin::Settings,
         look_signals: Signal,
+        followers: Followers,
     ) -> Running {
         let board = Board::over(parts.health());
         let stop = Stop::default();
@@ -317,7 +325,7 @@ impl Running {
             served,
             lost,
             audit: None,
-            followers: None,
+            followers,
         };
         running.show_config();
         running
@@ -435,10 +443,7 @@ impl Running {
 
     /// From now on the receivers of the config are told.
     async fn adopt_receivers(&mut self) {
-        let Some(followers) = &mut self.followers else {
-            return;
-        };
-        if let Err(fault) = followers.adopt(&self.config.daemon.notify).await {
+        if let Err(fault) = self.followers.adopt(&self.config.daemon.notify).await {
             tracing::error!(error = %fault.chain(), "the receivers of notifications stay as they were");
         }
     }
@@ -508,10 +513,7 @@ impl Running {
             self.watch.shutdown().await;
         }
         self.consumers.ended().await;
-        if let Some(followers) = &mut self.followers {
-            followers.end().await;
-        }
-        drop(self.followers.take());
+        self.followers.end().await;
         self.helpers.shutdown().await;
         self.server_stop.cancel();
         joined(&mut self.server).await;

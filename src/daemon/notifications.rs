@@ -98,8 +98,8 @@ impl Followers {
     }
 
     /// Ends all of them.
-    pub(super) async fn end(&mut self) {
-        for follower in self.running.drain(..) {
+    pub(super) async fn end(mut self) {
+        for follower in &self.running {
             follower.stop.cancel();
         }
         let ended = tokio::time::timeout(LAST_REQUEST, joined(&mut self.tasks)).await;
