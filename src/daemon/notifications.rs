@@ -44,8 +44,9 @@ impl Followers {
     /// From now on these receivers are told. One that is new is told of what comes from now on.
     ///
     /// # Errors
-    /// When the ledger cannot be read or written.
+    /// When the ledger cannot be read or written. The followers are those before, then.
     pub(super) async fn adopt(&mut self, receivers: &[Settings]) -> Result<(), Fault> {
+        self.mark(receivers).await?;
         while self.tasks.try_join_next().is_some() {}
         let (running, gone): (Vec<_>, Vec<_>) = std::mem::take(&mut self.running)
             .into_iter()
@@ -54,21 +55,27 @@ impl Followers {
             });
         self.running = running;
         gone.iter().for_each(|follower| follower.stop.cancel());
-        let keys = receivers.iter().map(Settings::key).collect();
-        self.ledger.keep_told(keys).await?;
-        let newest = self.ledger.end().await?.id;
         for receiver in receivers {
             let mut running = self.running.iter();
             if running.any(|follower| *follower.receiver == *receiver) {
                 continue;
             }
             let key = receiver.key();
-            self.ledger.start_told(&key, newest).await?;
             let mut before = gone.iter();
             let before = before.find(|follower| follower.receiver.key() == key);
             self.start(receiver, before.map(|before| before.ended.clone()));
         }
         Ok(())
+    }
+
+    /// Gives each receiver its mark in the ledger, and forgets those of others.
+    async fn mark(&self, receivers: &[Settings]) -> Result<(), Fault> {
+        let keys: Vec<String> = receivers.iter().map(Settings::key).collect();
+        let newest = self.ledger.end().await?.id;
+        for key in &keys {
+            self.ledger.start_told(key, newest).await?;
+        }
+        self.ledger.keep_told(keys).await
     }
 
     /// Starts a follower. One that goes on where another one stood waits for its end.
