@@ -165,8 +165,8 @@ impl Source for Repository {
         ask!(self, repository => repository.listed_manifests(cursor))
     }
 
-    fn tells_digests(&self) -> bool {
-        either!(self, repository => repository.tells_digests())
+    fn tells_digest(&self, tag: &oci::Tag) -> bool {
+        either!(self, repository => repository.tells_digest(tag))
     }
 
     async fn resolve(&self, target: &Target) -> Result<Option<Resolved>, Fault> {

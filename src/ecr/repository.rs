@@ -565,7 +565,7 @@ impl Source for Repository {
     }
 
     /// The registry answers a HEAD without a digest.
-    fn tells_digests(&self) -> bool {
+    fn tells_digest(&self, _tag: &oci::Tag) -> bool {
         false
     }
 

@@ -121,6 +121,9 @@ pub struct Resolved {
     pub media_type: MediaType,
     /// The claimed length in bytes.
     pub size: Option<u64>,
+    /// The index that the tag names, where the digest is that of the manifest that was chosen from
+    /// it for a platform.
+    pub index: Option<Digest>,
 }
 
 /// Whether a repository holds a blob.
@@ -360,7 +363,7 @@ pub trait Source: Clone + Send + Sync + 'static {
 
     /// Whether [`Source::resolve`] tells the digest that a tag names. Where it does not, only the
     /// bytes tell.
-    fn tells_digests(&self) -> bool {
+    fn tells_digest(&self, _tag: &oci::Tag) -> bool {
         true
     }
 
@@ -397,12 +400,6 @@ pub trait Source: Clone + Send + Sync + 'static {
 
     /// The platform of the manifests that its tags name. `None`: they name what was pushed.
     fn platform(&self) -> Option<&oci::Platform> {
-        None
-    }
-
-    /// The index that `tag` was last found to name, where `digest` is the manifest that was chosen
-    /// from it for a platform.
-    fn index_of(&self, _tag: &oci::Tag, _digest: &Digest) -> Option<Digest> {
         None
     }
 

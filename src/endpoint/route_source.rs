@@ -17,7 +17,7 @@ use crate::oci::{
     self, Descriptor, Digest, Hasher, Kind, Manifest, Platform, RepositoryName, Target,
 };
 
-/// Most manifests and tags that are kept in memory. Beyond that all are forgotten and read again.
+/// Most manifests that are kept in memory. Beyond that all are forgotten and read again.
 const KEPT: usize = 20_000;
 /// Most bytes of an image's config.
 const CONFIG: u64 = 4 << 20;
@@ -28,8 +28,6 @@ pub struct OnlyPlatform {
     platform: Platform,
     /// The manifest for the platform in each index. That does not change.
     chosen: Mutex<BTreeMap<Digest, Result<Digest, String>>>,
-    /// The index that each tag was last found to name.
-    named: Mutex<BTreeMap<(RepositoryName, oci::Tag), Digest>>,
 }
 
 impl OnlyPlatform {
@@ -38,7 +36,6 @@ impl OnlyPlatform {
         OnlyPlatform {
             platform,
             chosen: Mutex::default(),
-            named: Mutex::default(),
         }
     }
 
@@ -57,14 +54,6 @@ impl OnlyPlatform {
             known.clear();
         }
         known.insert(top, chosen);
-    }
-
-    fn note(&self, repository: &RepositoryName, tag: &oci::Tag, top: Digest) {
-        let mut named = lock(&self.named);
-        if named.len() >= KEPT {
-            named.clear();
-        }
-        named.insert((repository.clone(), tag.clone()), top);
     }
 
     /// The child of an index that is for the platform.
@@ -244,10 +233,10 @@ impl<R: Source> RouteSource<R> {
             },
         };
         let chosen = self.choose(only, top, read.as_ref()).await?;
-        only.note(self.whole.repository(), tag, top);
         Ok(chosen.map(|digest| Resolved {
             digest: Some(digest),
             size: None,
+            index: Some(top).filter(|top| *top != digest),
             ..resolved
         }))
     }
@@ -261,7 +250,6 @@ impl<R: Source> RouteSource<R> {
             return Ok(None);
         };
         let chosen = self.choose(only, top.digest, Some(&top)).await?;
-        only.note(self.whole.repository(), tag, top.digest);
         match chosen {
             Some(digest) if digest == top.digest => Ok(Some(top)),
             Some(digest) => self.whole.manifest(&Target::Digest(digest)).await,
@@ -304,20 +292,12 @@ impl<R: Source> Source for RouteSource<R> {
             return Ok(page);
         };
         // A digest that the list shows is that of the index.
-        let of_platform = |tag: Tag| {
-            if tag.name.travels_with_subject() {
-                return tag;
-            }
-            let chosen = tag
-                .digest
-                .and_then(|top| Some((top, only.chosen(&top)?.ok()?)));
-            if let Some((top, _)) = chosen {
-                only.note(self.whole.repository(), &tag.name, top);
-            }
-            Tag {
-                digest: chosen.map(|(_, digest)| digest),
+        let of_platform = |tag: Tag| match tag.name.travels_with_subject() {
+            true => tag,
+            false => Tag {
+                digest: tag.digest.and_then(|top| only.chosen(&top)?.ok()),
                 ..tag
-            }
+            },
         };
         Ok(page.map(|page| Page {
             entries: page.entries.into_iter().map(of_platform).collect(),
@@ -332,8 +312,8 @@ impl<R: Source> Source for RouteSource<R> {
         self.whole.listed_manifests(cursor).await
     }
 
-    fn tells_digests(&self) -> bool {
-        self.whole.tells_digests()
+    fn tells_digest(&self, tag: &oci::Tag) -> bool {
+        self.only_of(tag).is_some() || self.whole.tells_digest(tag)
     }
 
     async fn resolve(&self, target: &Target) -> Result<Option<Resolved>, Fault> {
@@ -379,13 +359,5 @@ impl<R: Source> Source for RouteSource<R> {
 
     fn platform(&self) -> Option<&Platform> {
         self.only.as_ref().map(|only| only.platform())
-    }
-
-    fn index_of(&self, tag: &oci::Tag, digest: &Digest) -> Option<Digest> {
-        let only = self.only.as_ref()?;
-        let key = (self.whole.repository().clone(), tag.clone());
-        let top = *lock(&only.named).get(&key)?;
-        let is_chosen = top != *digest && only.chosen(&top) == Some(Ok(*digest));
-        is_chosen.then_some(top)
     }
 }

@@ -114,6 +114,9 @@ pub struct Settled {
     pub destination: String,
     /// What staging named.
     pub digest: Option<Digest>,
+    /// Of a route with `platform`: the index from which the digest was chosen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub index: Option<Digest>,
     /// What production named before.
     pub previous_digest: Option<Digest>,
     /// Why.
@@ -186,6 +189,7 @@ impl Settled {
             source: "s/app:v1".into(),
             destination: "p/app:v1".into(),
             digest: None,
+            index: None,
             previous_digest: None,
             cause: Cause::Poll,
             actor: Actor::daemon(),

@@ -56,6 +56,7 @@ pub(super) fn resolve(store: &Store, target: &Target) -> Result<Option<Resolved>
                 digest: Some(digest),
                 media_type,
                 size: Some(size),
+                index: None,
             }));
         }
     }
@@ -72,6 +73,7 @@ pub(super) fn resolve(store: &Store, target: &Target) -> Result<Option<Resolved>
         digest: Some(digest),
         media_type,
         size: Some(bytes.len() as u64),
+        index: None,
     }))
 }
 

@@ -548,6 +548,14 @@ impl Ledger {
             .await
     }
 
+    /// The indexes from which a digest was chosen for a platform, by the jobs of a place's repository.
+    pub async fn indexes_of(&self, place: &TagId, digest: &Digest) -> Result<Vec<Digest>, Fault> {
+        let place = place.clone();
+        let digest = *digest;
+        self.read(move |db| rows::indexes_of(db, &place, &digest))
+            .await
+    }
+
     /// The jobs that promoted a digest into the repository of a place.
     pub async fn named_by(&self, place: &TagId, digest: &Digest) -> Result<Vec<Key>, Fault> {
         let place = place.clone();

@@ -225,9 +225,7 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
         };
         self.seen_in_staging(tag, compared.read_source(), compared.source_at)
             .await;
-        if let Some(digest) = compared
-            .equal()
-            .filter(|digest| self.is_expected(tag, digest))
+        if let Some(digest) = compared.equal().filter(|digest| self.is_expected(digest))
             && !self.has_news(tag, &digest, &compared).await
         {
             return self.equal(tag, digest, &compared, &tally).await;
@@ -356,13 +354,11 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
         source.digest() == failed.digest && !destination_moved
     }
 
-    /// Whether the digest is the expected one, if the request expects one.
-    fn is_expected(&self, tag: &Tag, digest: &Digest) -> bool {
-        let index = self.source.index_of(tag, digest);
-        self.look
-            .request
-            .digest
-            .is_none_or(|expected| expected == *digest || Some(expected) == index)
+    /// Whether the digest is the expected one, if the request expects one. Whether that is the index
+    /// of a chosen manifest, the job finds.
+    fn is_expected(&self, digest: &Digest) -> bool {
+        let expected = self.look.request.digest;
+        expected.is_none_or(|expected| expected == *digest)
     }
 
     /// An equal tag needs no job. It is settled only if the report lists it, if its trouble is

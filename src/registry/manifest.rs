@@ -42,6 +42,7 @@ impl Repository {
                     digest: Some(manifest.digest),
                     size: Some(manifest.bytes.len() as u64),
                     media_type: manifest.media_type,
+                    index: None,
                 }))
             }
             _ => Err(self.transport().refusal(answer).await.fault(&about)),
@@ -159,6 +160,7 @@ fn resolved(answer: &Answer, target: &Target, about: &ErrorContext) -> Result<Re
         digest: claimed_digest(answer, about)?,
         media_type: MediaType::new(answer.header(header::CONTENT_TYPE).unwrap_or_default()),
         size: answer.length(),
+        index: None,
     })
 }
 

@@ -69,7 +69,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
                 | Decision::Refused(reason) => return Ok(Some(Named::NoBackup(reason))),
             }
             let image = Image::alone(self.named_in_production(production).await?);
-            let contents = self.contents(production, Some(&image)).await?;
+            let contents = self.former_contents(production, Some(&image)).await?;
             let naming = TagMove {
                 place: &place,
                 origin: NameOrigin::Backup,
@@ -104,7 +104,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     }
 
     async fn is_denied(&self, production: Digest) -> Result<bool, Fault> {
-        let contents = self.contents(production, None).await?;
+        let contents = self.former_contents(production, None).await?;
         Ok(self.denial(contents.as_ref()).is_some())
     }
 

@@ -21,6 +21,8 @@ pub struct Completion {
     pub outcome: Outcome,
     /// Staging's digest.
     pub digest: Option<Digest>,
+    /// The index from which it was chosen for the platform of the route.
+    pub index: Option<Digest>,
     /// Production's digest before the job.
     pub previous: Option<Digest>,
     /// When production answered, if the job asked again.
@@ -169,6 +171,7 @@ impl Completion {
         Completion {
             outcome: Outcome::Failed,
             digest: None,
+            index: None,
             previous: None,
             seen_at: None,
             reasons: Vec::new(),
@@ -299,6 +302,7 @@ impl Completion {
     fn of(facts: &TagFacts) -> Completion {
         Completion {
             digest: facts.source,
+            index: facts.index,
             previous: facts.destination,
             seen_at: Some(facts.destination_at),
             ..Completion::empty(Cost::default())

@@ -185,8 +185,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             }
         }
         // What is attached to the index of a chosen manifest is attached to that.
-        let index = self.source.index_of(&self.job.key.tag, &digest);
-        let subject = index.unwrap_or(digest);
+        let subject = facts.index.unwrap_or(digest);
         let first = judged.gates.clone();
         for gates in iter::successors(Some(first), |gates| gates.beside.clone()) {
             self.judge_route(&gates, facts, digest, subject, phase, judged)

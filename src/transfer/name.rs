@@ -30,7 +30,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::gates::Permission;
 use super::limits::{NamingPermit, RequestClass, RequestPriority};
-use super::resolve::Attempts;
+use super::resolve::{Attempts, TagAnswer};
 use super::retry::{RetryState, RulesInForce, stoppable};
 use super::set_naming::SetWait;
 use super::survey::{Image, TagFacts};
@@ -98,8 +98,8 @@ pub(super) enum Named {
     NoBackup(String),
 }
 
-/// What a tag names by the answer of one side, and when that came. `None`: the side was not asked.
-type Answer = Result<Option<(Option<Digest>, Instant)>, Fault>;
+/// The answer of one side about the tag. `None`: the side was not asked.
+type Answer = Result<Option<TagAnswer>, Fault>;
 
 /// The registry that a failed step is about.
 #[derive(Clone, Copy)]
@@ -457,19 +457,18 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
         let (source, destination) = self.answers(asks_source, asks_destination).await;
         // An answer counts, whatever came of the other question.
         let destination = destination.map(|answer| {
-            if let Some((digest, at)) = answer {
-                self.facts.answered(digest, at);
+            if let Some(answer) = answer {
+                self.facts.answered(answer.digest, answer.at);
             }
         });
         match source {
             Ok(None) => {}
-            Ok(Some((digest, at))) => {
-                self.facts.source = digest;
-                self.facts.source_at = Some(at);
-            }
+            Ok(Some(answer)) => self.facts.answered_by_source(&answer),
             Err(fault) => return self.failed(Side::Source, fault),
         }
-        if self.facts.source != self.naming.planned.source {
+        let planned = self.naming.planned;
+        // Gates and decisions go by the index, too.
+        if (self.facts.source, self.facts.index) != (planned.source, planned.index) {
             return Ok(self.again());
         }
         if let Err(fault) = destination {
@@ -478,7 +477,7 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
         if self.may_have_arrived && self.facts.destination == Some(self.digest()) {
             return Ok(self.moved().await);
         }
-        if self.facts.destination != self.naming.planned.destination {
+        if self.facts.destination != planned.destination {
             return Ok(self.again());
         }
         Ok(Step::Send(permit))
@@ -488,10 +487,10 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
     /// failed round staging is asked first: a registry that refuses every other request would
     /// always refuse the same side.
     async fn answers(&self, asks_source: bool, asks_destination: bool) -> (Answer, Answer) {
-        let source = asks_source.then(|| self.within(self.source_digest(), "staging"));
+        let source = asks_source.then(|| self.within(self.source_answer(), "staging"));
         let source = OptionFuture::from(source).map(Option::transpose);
         let destination =
-            asks_destination.then(|| self.within(self.destination_digest(), "production"));
+            asks_destination.then(|| self.within(self.destination_answer(), "production"));
         let destination = OptionFuture::from(destination).map(Option::transpose);
         if self.rounds.count == 1 {
             return futures::join!(source, destination);
@@ -817,13 +816,13 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
         .unwrap_or_else(|_| Err(self.lateness(&format!("{side} answered late"))))
     }
 
-    async fn source_digest(&self) -> Result<(Option<Digest>, Instant), Fault> {
+    async fn source_answer(&self) -> Result<TagAnswer, Fault> {
         let promotion = self.promotion;
         let tag = self.source_tag();
         let priority = promotion.naming_priority(RequestClass::Manifests);
         promotion
             .engine
-            .resolve_tag_at(
+            .ask_tag(
                 &promotion.source,
                 tag,
                 priority,
@@ -833,20 +832,24 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
             .await
     }
 
-    async fn destination_digest(&self) -> Result<(Option<Digest>, Instant), Fault> {
+    async fn destination_answer(&self) -> Result<TagAnswer, Fault> {
         let tag = &self.naming.place.tag;
         if self.naming.planned.destination.is_none()
             && !self.may_have_arrived
             && !self.is_destination_overtaken()
             && let Some(at) = self.promotion.listed_absent(tag).await
         {
-            return Ok((None, at));
+            return Ok(TagAnswer {
+                digest: None,
+                index: None,
+                at,
+            });
         }
         let promotion = self.promotion;
         let priority = promotion.naming_priority(RequestClass::Manifests);
         promotion
             .engine
-            .resolve_tag_at(
+            .ask_tag(
                 &promotion.destination,
                 tag,
                 priority,

@@ -235,8 +235,10 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         let Some(image) = self.survey_image(&mut facts).await? else {
             return Ok(Round::Again(Box::new(facts)));
         };
-        let contents = self.contents(image.top.digest, Some(&image)).await?;
-        self.note_carried(&image);
+        let contents = self
+            .contents(image.top.digest, facts.index, Some(&image))
+            .await?;
+        self.note_carried(&image, facts.index);
         if let Some(block) = self.denial(contents.as_ref()) {
             return Ok(Round::complete(Completion::blocked(block, &facts)));
         }
@@ -261,7 +263,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         };
         Ok(match self.move_tag(naming).await? {
             Named::Moved => {
-                self.note_platform(image.top.digest);
+                self.note_platform(&facts);
                 if self.job.rollback.is_some() {
                     self.record_verdicts(&facts).await;
                 }
@@ -292,7 +294,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     /// What is said of a tag that would be promoted, before anything is carried.
     async fn planned(&self, facts: &TagFacts, permission: Permission) -> Result<Completion, Fault> {
         let block = match facts.source {
-            Some(digest) => self.block_of(digest).await?,
+            Some(digest) => self.block_of(digest, facts.index).await?,
             None => None,
         };
         if let Some(block) = block {
@@ -308,8 +310,12 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     }
 
     /// Why an image that was not carried is kept from its tag, if so.
-    async fn block_of(&self, digest: Digest) -> Result<Option<Block>, Fault> {
-        let contents = self.contents(digest, None).await?;
+    async fn block_of(
+        &self,
+        digest: Digest,
+        index: Option<Digest>,
+    ) -> Result<Option<Block>, Fault> {
+        let contents = self.contents(digest, index, None).await?;
         match self.denial(contents.as_ref()) {
             Some(block) => Ok(Some(block)),
             None => self.block_beside(digest).await,
@@ -317,17 +323,15 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     }
 
     /// Says of which index the promoted manifest is a part.
-    fn note_platform(&self, digest: Digest) {
-        let index = self.source.index_of(&self.job.key.tag, &digest);
-        if let Some((platform, index)) = self.source.platform().zip(index) {
+    fn note_platform(&self, facts: &TagFacts) {
+        if let Some((platform, index)) = self.source.platform().zip(facts.index) {
             self.note_reason(format!("{platform}: a manifest of the index {index}"));
         }
     }
 
-    fn note_carried(&self, image: &Image) {
+    fn note_carried(&self, image: &Image, index: Option<Digest>) {
         let manifests = image.manifests().map(|manifest| manifest.digest);
         let blobs = image.blobs.iter().map(|blob| blob.digest);
-        let index = self.source.index_of(&self.job.key.tag, &image.top.digest);
         let mut carried = self.carried.lock().expect("nothing panics while it notes");
         *carried = Some(Arc::new(manifests.chain(blobs).chain(index).collect()));
     }
@@ -409,6 +413,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             .or(self.job.destination.digest());
         Completion {
             digest,
+            index: facts.and_then(|facts| facts.index),
             previous,
             ..Completion::failed(fault, 0)
         }

@@ -255,7 +255,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
                 continue;
             }
             let image = self.walk(manifest).await?;
-            let contents = self.contents(image.top.digest, Some(&image)).await?;
+            let contents = self.contents(image.top.digest, None, Some(&image)).await?;
             if let Some(block) = self.denial(contents.as_ref()) {
                 self.referrer_is_denied(&image.top, block)?;
                 continue;

@@ -17,6 +17,23 @@ pub enum Attempts {
     Retried,
 }
 
+/// What a repository answers about a tag.
+pub(super) struct TagAnswer {
+    /// `None`: there is no such tag.
+    pub(super) digest: Option<Digest>,
+    /// The index from which the manifest was chosen for a platform.
+    pub(super) index: Option<Digest>,
+    /// When the answer about the tag came. The questions that follow do not make it younger.
+    pub(super) at: Instant,
+}
+
+impl TagAnswer {
+    fn now(digest: Option<Digest>, index: Option<Digest>) -> TagAnswer {
+        let at = Instant::now();
+        TagAnswer { digest, index, at }
+    }
+}
+
 impl Engine {
     /// The digest that `tag` names in `repository`. `None`: there is no such tag.
     ///
@@ -35,52 +52,48 @@ impl Engine {
         attempts: Attempts,
         stop: &Stop,
     ) -> Result<Option<Digest>, Fault> {
-        let answer = self.resolve_tag_at(repository, tag, priority, attempts, stop);
-        Ok(answer.await?.0)
+        let answer = self.ask_tag(repository, tag, priority, attempts, stop);
+        Ok(answer.await?.digest)
     }
 
-    /// As [`Engine::resolve_tag`], with the time when the answer about the tag came. The questions
-    /// that follow do not make it younger.
-    pub(super) async fn resolve_tag_at<R: Source>(
+    /// As [`Engine::resolve_tag`], with all that the answer tells.
+    pub(super) async fn ask_tag<R: Source>(
         &self,
         repository: &R,
         tag: &Tag,
         priority: RequestPriority,
         attempts: Attempts,
         stop: &Stop,
-    ) -> Result<(Option<Digest>, Instant), Fault> {
-        let (digest, at) = self
-            .ask_tag(repository, tag, priority, attempts, stop)
+    ) -> Result<TagAnswer, Fault> {
+        let answer = self
+            .answer(repository, tag, priority, attempts, stop)
             .await?;
-        self.newest.note(repository, tag, digest, at);
-        Ok((digest, at))
+        self.newest.note(repository, tag, answer.digest, answer.at);
+        Ok(answer)
     }
 
-    async fn ask_tag<R: Source>(
+    async fn answer<R: Source>(
         &self,
         repository: &R,
         tag: &Tag,
         priority: RequestPriority,
         attempts: Attempts,
         stop: &Stop,
-    ) -> Result<(Option<Digest>, Instant), Fault> {
+    ) -> Result<TagAnswer, Fault> {
         let target = Target::Tag(tag.clone());
-        if repository.tells_digests() {
+        if repository.tells_digest(tag) {
             let resolved = self
                 .attempt(attempts, repository, priority, stop, || {
                     repository.resolve(&target)
                 })
                 .await?;
             match resolved {
-                None => return Ok((None, Instant::now())),
-                Some(Resolved {
-                    digest: Some(digest),
-                    ..
-                }) => return Ok((Some(digest), Instant::now())),
+                None => return Ok(TagAnswer::now(None, None)),
                 Some(Resolved { digest: None, .. }) => {}
+                Some(Resolved { digest, index, .. }) => return Ok(TagAnswer::now(digest, index)),
             }
         }
-        let is_first = !repository.tells_digests();
+        let is_first = !repository.tells_digest(tag);
         let attempts = if is_first {
             attempts
         } else {
@@ -93,7 +106,9 @@ impl Engine {
             .await?;
         let at = Instant::now();
         let pushed = self.as_pushed(repository, tag, read, priority, stop);
-        Ok((pushed.await?, at))
+        let digest = pushed.await?;
+        let index = None;
+        Ok(TagAnswer { digest, index, at })
     }
 
     async fn attempt<R, T, F>(

@@ -153,6 +153,9 @@ impl Engine {
     async fn record_found(&self, settle: &Settle, job: &Job, settled: &Settled, found: Found) {
         let promoted = Settled {
             digest: Some(found.digest),
+            index: settled
+                .index
+                .filter(|_| settled.digest == Some(found.digest)),
             previous_digest: found.previous,
             result: Outcome::Promoted,
             reasons: vec![
@@ -257,6 +260,7 @@ fn report_entry(job: &Job, names: &Names, completion: &Completion) -> Settled {
         source: names.source.clone(),
         destination: names.destination.clone(),
         digest: completion.digest,
+        index: completion.index,
         previous_digest: completion.previous.filter(|previous| {
             Some(*previous) != completion.digest || completion.outcome != Outcome::Promoted
         }),

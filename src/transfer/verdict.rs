@@ -49,6 +49,14 @@ impl KnownContents {
     }
 }
 
+fn with_indexes(contents: Contents, indexes: impl IntoIterator<Item = Digest>) -> Contents {
+    let mut indexes = indexes.into_iter().peekable();
+    match indexes.peek() {
+        Some(_) => Arc::new(contents.iter().copied().chain(indexes).collect()),
+        None => contents,
+    }
+}
+
 impl Engine {
     /// What is to be done about a tag that still names what a rollback or its torn set replaces.
     pub async fn unmoved(&self, place: &TagId, production: &Digest) -> Option<String> {
@@ -80,21 +88,35 @@ impl Engine {
 }
 
 impl<S: Source, D: Destination> Promotion<'_, S, D> {
-    /// The digests of an image, while a decision in force is about a digest. Manifests that a survey
-    /// has read are not read again.
+    /// The digests of an image, while a decision in force is about a digest: it is part of the index
+    /// that it was chosen from. Manifests that a survey has read are not read again. A rollback goes
+    /// to what was promoted before.
     pub(super) async fn contents(
+        &self,
+        top: Digest,
+        index: Option<Digest>,
+        surveyed: Option<&Image>,
+    ) -> Result<Option<Contents>, Fault> {
+        if self.job.rollback.is_some() {
+            return self.former_contents(top, surveyed).await;
+        }
+        let contents = self.contents_of(top, surveyed).await?;
+        Ok(contents.map(|contents| with_indexes(contents, index)))
+    }
+
+    /// The same of an image that was promoted before. The ledger knows of which indexes it was a
+    /// part then.
+    pub(super) async fn former_contents(
         &self,
         top: Digest,
         surveyed: Option<&Image>,
     ) -> Result<Option<Contents>, Fault> {
-        let contents = self.contents_of(top, surveyed).await?;
-        Ok(contents.map(
-            |contents| match self.source.index_of(&self.job.key.tag, &top) {
-                // It is part of the index that it was chosen from.
-                Some(index) => Arc::new(contents.iter().copied().chain([index]).collect()),
-                None => contents,
-            },
-        ))
+        let Some(contents) = self.contents_of(top, surveyed).await? else {
+            return Ok(None);
+        };
+        let place = &self.job.key.destination;
+        let indexes = self.engine.ledger.indexes_of(place, &top).await?;
+        Ok(Some(with_indexes(contents, indexes)))
     }
 
     async fn contents_of(

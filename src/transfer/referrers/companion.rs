@@ -69,7 +69,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
                 return Ok(None);
             };
             let image = self.walk(manifest).await?;
-            let contents = self.contents(image.top.digest, Some(&image)).await?;
+            let contents = self.contents(image.top.digest, None, Some(&image)).await?;
             if let Some(block) = self.denial(contents.as_ref()) {
                 self.companion_is_blocked(tag, &facts, block);
                 return Ok(Some(digest));

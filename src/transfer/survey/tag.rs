@@ -10,7 +10,7 @@ use crate::ledger::{Agreement, EqualityUpdate, TagRecord};
 use crate::oci::{Digest, Manifest, Tag};
 use crate::transfer::limits::RequestClass;
 use crate::transfer::plan::{self, Decision, Facts, Order};
-use crate::transfer::resolve::Attempts;
+use crate::transfer::resolve::{Attempts, TagAnswer};
 use crate::transfer::{Found, Promotion};
 
 /// The observed digests of a tag on both sides, and when.
@@ -54,6 +54,8 @@ impl Observation {
 pub(in crate::transfer) struct TagFacts {
     /// S.
     pub(in crate::transfer) source: Option<Digest>,
+    /// The index from which S was chosen for the platform of the route.
+    pub(in crate::transfer) index: Option<Digest>,
     /// P.
     pub(in crate::transfer) destination: Option<Digest>,
     /// When the source was asked about the tag. `None`: only a list that may lag behind has told.
@@ -75,12 +77,20 @@ impl TagFacts {
     ) -> TagFacts {
         TagFacts {
             source,
+            index: None,
             destination,
             source_at: Some(asked),
             destination_at: asked,
             destination_via: ObservedVia::Tag,
             manifest: None,
         }
+    }
+
+    /// Records the source's answer.
+    pub(in crate::transfer) fn answered_by_source(&mut self, answer: &TagAnswer) {
+        self.source = answer.digest;
+        self.index = answer.index;
+        self.source_at = Some(answer.at);
     }
 
     /// Records the destination's answer about the tag itself.
@@ -98,8 +108,14 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         observation: Observation,
     ) -> Result<TagFacts, Fault> {
         let mut manifest = None;
+        let mut index = None;
         let now = Instant::now();
-        let source_at = if observation.source == TagState::Unknown {
+        // What a look has found of a platform does not say of which index that is a part.
+        let observed = match self.source.platform() {
+            Some(_) => TagState::Unknown,
+            None => observation.source,
+        };
+        let source_at = if observed == TagState::Unknown {
             Some(now)
         } else {
             observation.source_at
@@ -115,13 +131,15 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         } else {
             observation.destination_via
         };
-        let source = match observation.source {
+        let source = match observed {
             _ if self.job.pinned.is_some() => self.job.pinned,
             TagState::At(digest) => Some(digest),
             TagState::Absent => None,
             // A tag that production lacks has its manifest read anyway: one request instead of two.
             TagState::Unknown
-                if observation.destination == TagState::Absent && !self.job.dry_run =>
+                if self.source.platform().is_none()
+                    && observation.destination == TagState::Absent
+                    && !self.job.dry_run =>
             {
                 let tag = &self.job.key.tag;
                 manifest = self.tagged_manifest(tag).await?;
@@ -130,7 +148,11 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
                 newest.note(&self.source, tag, digest, Instant::now());
                 digest
             }
-            TagState::Unknown => self.own_source_digest().await?,
+            TagState::Unknown => {
+                let answer = self.source_answer(&self.job.key.tag).await?;
+                index = answer.index;
+                answer.digest
+            }
         };
         let destination = match observation.destination {
             TagState::At(digest) => Some(digest),
@@ -142,6 +164,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         };
         Ok(TagFacts {
             source,
+            index,
             destination,
             source_at,
             destination_at,
@@ -164,6 +187,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             self.confirm_absent(&job.key.destination.tag).await?;
         }
         self.is_surely_absent(rules, facts, &known)?;
+        let expect = self.expected(facts);
         let facts = Facts::of(facts.source, facts.destination, &known);
         let refused = facts
             .source
@@ -175,7 +199,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         *self.accepted.lock().expect("nothing panics while it notes") = accepted;
         let order = Order {
             explicit: job.explicit,
-            expect: self.expected(&facts),
+            expect,
             replace: job
                 .replace
                 .or(facts.destination.filter(|_| accepted.is_some())),
@@ -190,13 +214,10 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
 
     /// The digest that staging is expected to name: that of the index of a chosen manifest is as
     /// good as its own.
-    fn expected(&self, facts: &Facts) -> Option<Digest> {
-        let source = facts.source;
-        let index = source.and_then(|source| self.source.index_of(&self.job.key.tag, &source));
+    fn expected(&self, facts: &TagFacts) -> Option<Digest> {
         let expected = self.job.expect?;
-        source
-            .filter(|_| index == Some(expected))
-            .or(Some(expected))
+        let source = facts.source.filter(|_| facts.index == Some(expected));
+        source.or(Some(expected))
     }
 
     /// Whether a fixed tag that production does not have may get another digest than the ledger
@@ -332,23 +353,18 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         }
     }
 
-    /// The source digest of the job's own tag, or the pinned digest.
-    pub(in crate::transfer) async fn own_source_digest(&self) -> Result<Option<Digest>, Fault> {
-        if self.job.pinned.is_some() {
-            Ok(self.job.pinned)
-        } else {
-            self.source_digest(&self.job.key.tag).await
-        }
-    }
-
     /// The source digest of a tag.
     pub(in crate::transfer) async fn source_digest(
         &self,
         tag: &Tag,
     ) -> Result<Option<Digest>, Fault> {
-        let resolved = self
+        Ok(self.source_answer(tag).await?.digest)
+    }
+
+    async fn source_answer(&self, tag: &Tag) -> Result<TagAnswer, Fault> {
+        let answer = self
             .engine
-            .resolve_tag(
+            .ask_tag(
                 &self.source,
                 tag,
                 self.manifests_priority(),
@@ -356,13 +372,13 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
                 self.stop,
             )
             .await;
-        if resolved
+        if answer
             .as_ref()
             .is_err_and(|fault| fault.class() == Class::Corrupt)
         {
             self.engine.metrics.mismatched(self.source.registry());
         }
-        resolved
+        answer
     }
 
     /// The destination digest of a tag.

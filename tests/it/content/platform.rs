@@ -1,5 +1,7 @@
 //! `platform`: one child of an index is promoted instead of the index.
 
+use blobferry::endpoint::{OnlyPlatform, RouteSource, Source as _};
+use blobferry::oci::{Digest, Target};
 use serde_json::{Value, json};
 
 use crate::decisions::reasons;
@@ -145,6 +147,102 @@ async fn a_denied_index_and_a_denied_child_refuse() {
     assert!(!scene.production.holds("app", children[0].digest()));
 }
 
+/// Staging names another index by then, and does not have the denied one any more.
+#[tokio::test]
+async fn no_rollback_goes_to_a_part_of_a_denied_index() {
+    let scene = super::scene(only("linux/amd64"));
+    let indexes = [index(1), index(2), index(3)];
+    for (whole, _) in &indexes {
+        scene.staging.push("app", "latest", whole);
+        scene.ferry.sync(&[]).await.expect(0);
+    }
+    let [(denied, [first, _]), (_, [second, _]), (_, [third, _])] = &indexes;
+    scene
+        .run(&["deny", denied.digest(), "--reason", "CVE"])
+        .await
+        .expect(0);
+    scene.staging.remove("app", denied.digest());
+    let back = |to| ["rollback", "app:latest", "--to", to, "--reason", "INC-4"];
+    let run = scene.run(&back(first.digest())).await.expect(4);
+    assert!(run.said().contains("CVE"), "{}", run.said());
+    assert_eq!(scene.there("latest").as_deref(), Some(third.digest()));
+    scene.run(&back(second.digest())).await.expect(0);
+    assert_eq!(scene.there("latest").as_deref(), Some(second.digest()));
+}
+
+/// What was read of an index may have been forgotten since, and the tag may name another index.
+#[tokio::test]
+async fn each_answer_says_by_itself_of_which_index_its_manifest_is_a_part() {
+    let registry = memory::Registry::new("staging");
+    let [amd64, arm64] = ["amd64", "arm64"].map(|architecture| {
+        let manifest = json!({
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "size": 2,
+                "digest": Digest::sha256(architecture.as_bytes()).to_string()},
+            "layers": [],
+        });
+        registry.store_manifest("app", None, &manifest)
+    });
+    let child = |manifest: &blobferry::oci::Manifest, architecture: &str| {
+        json!({
+            "mediaType": manifest.media_type.to_string(),
+            "digest": manifest.digest.to_string(),
+            "size": manifest.bytes.len(),
+            "platform": {"os": "linux", "architecture": architecture},
+        })
+    };
+    let [alone, both] = [1, 2].map(|children| {
+        let all = [child(&amd64, "amd64"), child(&arm64, "arm64")];
+        let index = json!({
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.oci.image.index.v1+json",
+            "manifests": &all[..children],
+        });
+        registry.store_manifest("app", Some("latest"), &index)
+    });
+    let fresh = || {
+        let only = OnlyPlatform::new("linux/amd64".parse().unwrap());
+        RouteSource::new(registry.repository("app"), Some(only.into()))
+    };
+    let latest = Target::Tag("latest".parse().unwrap());
+    let looking = fresh();
+    for (source, index) in [(&looking, &both), (&looking, &alone), (&fresh(), &alone)] {
+        registry.tag("app", "latest", &index.digest);
+        let resolved = source.resolve(&latest).await.unwrap().unwrap();
+        assert_eq!(resolved.digest, Some(amd64.digest));
+        assert_eq!(resolved.index, Some(index.digest));
+    }
+}
+
+/// A backup tag names what was promoted before.
+#[tokio::test]
+async fn a_part_of_a_denied_index_gets_no_backup() {
+    let route = json!({
+        "platform": "linux/amd64",
+        "backup": "{tag}.previous",
+        "tags": {"include": ["*"], "exclude": ["*.previous"]},
+    });
+    let scene = super::scene(route);
+    let [(denied, [first, _]), (newer, [second, _])] = [index(1), index(2)];
+    scene.staging.push("app", "latest", &denied);
+    scene.ferry.sync(&[]).await.expect(0);
+    scene
+        .run(&["deny", denied.digest(), "--reason", "CVE"])
+        .await
+        .expect(0);
+    scene.staging.push("app", "latest", &newer);
+    let run = scene.ferry.sync(&[]).await.expect(0);
+    let said = format!("{} is denied: it gets no backup", first.digest());
+    assert!(
+        reasons(&run.job("latest")).contains(&said),
+        "{}",
+        run.said()
+    );
+    assert_eq!(scene.there("latest").as_deref(), Some(second.digest()));
+    assert_eq!(scene.there("latest.previous"), None);
+}
+
 /// SBOMs and signatures are attached to the index.
 #[tokio::test]
 async fn evidence_on_the_index_counts_and_what_belongs_to_the_child_travels() {
@@ -189,7 +287,7 @@ async fn a_digest_that_is_expected_may_be_that_of_the_index() {
     let other = image(9);
     let (code, _) = daemon.ping(ask(other.digest())).await;
     assert_eq!(code, 409);
-    for digest in [whole.digest(), children[0].digest()] {
+    for digest in [whole.digest(), children[0].digest(), whole.digest()] {
         let (code, report) = daemon.ping(ask(digest)).await;
         assert_eq!(code, 200, "{report:#}");
     }

@@ -388,6 +388,7 @@ impl Source for Repository {
                         digest: Some(*digest),
                         media_type,
                         size: Some(500),
+                        index: None,
                     }),
                     None,
                 ));
@@ -397,6 +398,7 @@ impl Source for Repository {
                 digest: claims.then_some(manifest.digest),
                 media_type: manifest.media_type.clone(),
                 size: claims.then_some(manifest.bytes.len() as u64),
+                index: None,
             };
             Ok((
                 found.as_ref().map(resolved),

@@ -242,6 +242,7 @@ impl Source for Repository {
                     digest: Some(*claimed),
                     media_type: MediaType::new(OCI_MANIFEST),
                     size: None,
+                    index: None,
                 });
             }
             let (digest, media_type, bytes) = state.manifest(&self.name, target)?;
@@ -250,6 +251,7 @@ impl Source for Repository {
                 digest: claims.then_some(digest),
                 media_type,
                 size: claims.then_some(bytes.len() as u64),
+                index: None,
             })
         })
         .await
