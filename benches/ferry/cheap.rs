@@ -148,6 +148,11 @@ impl Cheap {
         format!("http://{}", self.address)
     }
 
+    /// The image as `host:port/app:v1`.
+    pub fn image(&self) -> String {
+        format!("{}/app:v1", self.address)
+    }
+
     /// Whether `app:v1` names the image.
     pub fn has_image(&self) -> bool {
         self.shared.tagged().as_ref() == Some(&self.shared.content.digest)

@@ -47,6 +47,16 @@ pub fn most(runs: &[Run], value: impl Fn(&Run) -> f64) -> f64 {
     spread(runs, value)[2]
 }
 
+/// The value below which this share of all lies. Sorts.
+pub fn percentile(values: &mut [f64], share: f64) -> f64 {
+    values.sort_unstable_by(f64::total_cmp);
+    let at = (values.len() as f64 * share).ceil() as usize;
+    values
+        .get(at.saturating_sub(1))
+        .copied()
+        .unwrap_or(f64::NAN)
+}
+
 impl Facts {
     fn gib(&self) -> f64 {
         self.unique as f64 / GIB

@@ -9,11 +9,11 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::daemon::{Daemon, REPOSITORIES, SECRET, repository};
-use super::percentile;
 use crate::image::Image;
 use crate::limits::Limit;
 use crate::registry::Program;
 use crate::scratch::Place;
+use crate::table::percentile;
 
 /// Notifications in a second.
 const RATE: usize = 1000;

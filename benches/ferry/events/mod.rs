@@ -102,10 +102,3 @@ async fn measure_pushes(
     limits.push(far.trips_limit());
     Ok((format!("{text}\n{}\n", far.trips()), limits))
 }
-
-/// The time below which this share of all lies, in milliseconds. Sorts.
-fn percentile(times: &mut [f64], share: f64) -> f64 {
-    times.sort_unstable_by(f64::total_cmp);
-    let at = (times.len() as f64 * share).ceil() as usize;
-    times.get(at.saturating_sub(1)).copied().unwrap_or(f64::NAN)
-}

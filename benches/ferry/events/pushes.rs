@@ -6,7 +6,6 @@ use tokio::time::{Instant, sleep};
 
 use super::alone::{self, Alone};
 use super::daemon::{Daemon, REPOSITORIES, SECRET, repository};
-use super::percentile;
 use super::queue::Moto;
 use crate::client::Client;
 use crate::image::Image;
@@ -14,6 +13,7 @@ use crate::limits::Limit;
 use crate::link::{Link, Nature};
 use crate::registry::Program;
 use crate::scratch::Place;
+use crate::table::percentile;
 
 /// Bytes of the one layer.
 const LAYER: usize = 10_000;
