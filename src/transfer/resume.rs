@@ -108,6 +108,11 @@ impl UploadState {
         }
     }
 
+    /// Whether the session has no bytes that another try could go on from.
+    pub(super) fn is_empty(&self) -> bool {
+        self.held == 0 && self.passed == 0 && !self.taken_up
+    }
+
     /// Bytes that the last attempt handed on.
     pub(super) fn sent(&self) -> u64 {
         self.passed.saturating_sub(self.held_before)

@@ -3,8 +3,8 @@
 //!
 //! An attempt holds the permits of a body until its last request has ended on its thread; the waits
 //! between attempts hold none. An upload that
-//! fails is left behind only where it can be gone on with: what is small, corrupt or kept nowhere
-//! is cancelled.
+//! fails is left behind only where it can be gone on with: what is small, empty, corrupt or kept
+//! nowhere is cancelled.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -185,7 +185,8 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             fault.class(),
             Class::Corrupt | Class::Rejected | Class::NotFound
         );
-        if wrong || !self.can_be_taken_up(blob) && fault.class() != Class::Cancelled {
+        let is_useless = !self.can_be_taken_up(blob) || upload.is_empty();
+        if wrong || is_useless && fault.class() != Class::Cancelled {
             self.drop_upload(blob, upload.upload).await;
         }
         fault

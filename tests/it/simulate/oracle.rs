@@ -28,6 +28,8 @@ const ANSWER_TAKES: Duration = Duration::from_secs(10);
 const READS_LAG: Duration = Duration::from_secs(60);
 /// What is in the ledger's queue reaches the disk in this time.
 const DURABLE: Duration = Duration::from_secs(5);
+/// A list that was asked for so long after an answer about a tag is newer than that answer.
+const LISTS_LAG: Duration = Duration::from_secs(60);
 /// What was told so long ago may still be what a row speaks of.
 const LATELY: Duration = Duration::from_secs(5);
 /// What was so for this time could have been noticed.
@@ -930,8 +932,9 @@ impl Oracle {
                 view.and_then(|view| view.digest);
         }
         let was_told = self.was_told_lately(process, destination, digest);
+        let was_listed = self.was_listed_since(process, destination, digest);
         let was_asked = self.told.contains_key(&(process, destination.clone()));
-        if result == Outcome::UpToDate && was_asked && !was_told {
+        if result == Outcome::UpToDate && was_asked && !was_told && !was_listed {
             let text = "production's last answer was another digest".into();
             self.find(
                 "what is reported as equal was seen to be equal",
@@ -966,6 +969,18 @@ impl Oracle {
                 .unwrap_or(0);
             told[lately..].iter().any(|(_, told)| *told == digest)
         })
+    }
+
+    /// Whether a list that is newer than all answers about the tag shows `digest`.
+    fn was_listed_since(&self, process: u32, place: &Place, digest: Option<Digest>) -> bool {
+        let repository = (place.registry.clone(), place.repository.clone());
+        let list = self.lists.get(&(process, repository));
+        let told = self.told.get(&(process, place.clone()));
+        let last = told.and_then(|told| told.last());
+        let is_newer = list.is_some_and(|list| {
+            last.is_none_or(|(answered, _)| *answered + LISTS_LAG <= list.sent)
+        });
+        is_newer && digest.is_some() && self.listed(process, place) == digest
     }
 
     fn moved(&mut self, place: &Place, to: Option<Digest>, by: By) {
