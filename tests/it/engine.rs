@@ -563,6 +563,22 @@ async fn a_lost_answer_to_the_closing_request_costs_no_bytes() {
     );
 }
 
+/// The image may be superseded before the source can be read: nothing would ever use the session.
+#[tokio::test(start_paused = true)]
+async fn a_session_that_took_no_byte_is_not_left_behind() {
+    let world = World::new();
+    let layer = world.layer("app", 1, 40 * MIB);
+    world.image("app", "v1", &[layer]);
+    let busy = Class::Retryable {
+        after: Some(Duration::from_secs(3600)),
+    };
+    world.staging.fail_next(Operation::ReadBlob, busy);
+    world.staging.fail_next(Operation::ReadBlob, busy);
+    assert_failed(&world.promote("app", "v1").await, busy);
+    assert!(world.production.count(Operation::BeginUpload) > 0);
+    assert_eq!(world.production.open_sessions(), 0);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_blob_that_came_corrupt_is_fetched_afresh_once() {
     let world = World::new();
