@@ -130,8 +130,10 @@ impl Display {
 impl Drop for Display {
     fn drop(&mut self) {
         if let Shape::Bars(bars) = &self.shape {
-            // A closed terminal has no bars to clear.
+            // A closed terminal has no bars to clear. What comes next on stdout begins a line of
+            // its own only once they are gone.
             let _ = bars.screen.clear();
+            telemetry::flush(CLEARED);
         }
     }
 }
