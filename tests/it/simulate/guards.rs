@@ -96,6 +96,8 @@ pub enum Covers {
     Tag(Place),
     /// A denial of an image.
     Image(Digest),
+    /// A rollback of a production tag, which keeps out these images.
+    Rollback(Place, Vec<Digest>),
 }
 
 impl Covers {
@@ -104,7 +106,7 @@ impl Covers {
         match self {
             Covers::Everything => String::new(),
             Covers::Route(name) => format!("route:{name}"),
-            Covers::Tag(place) => {
+            Covers::Tag(place) | Covers::Rollback(place, _) => {
                 format!("{}/{}:{}", place.registry, place.repository, place.tag)
             }
             Covers::Image(digest) => digest.to_string(),
@@ -144,7 +146,14 @@ pub enum Guarded {
         place: Place,
         replace: Option<Digest>,
     },
-    /// That has come to its end.
+    /// A person rolls a tag back; the decision keeps the rest out.
+    RollingBack {
+        number: u64,
+        process: u32,
+        place: Place,
+        to: Digest,
+    },
+    /// An order or a rollback has come to its end.
     OrderEnded { number: u64 },
 }
 

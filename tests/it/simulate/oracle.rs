@@ -541,6 +541,10 @@ impl Oracle {
     }
 
     fn judge_name(&mut self, process: u32, place: &Place, digest: Digest) {
+        if self.guards.is_rolling_back(process, place, digest) {
+            self.judge_production(process, place);
+            return;
+        }
         if let Some(order) = self.guards.order(process, place) {
             return self.judge_order(process, place, digest, &order);
         }
@@ -989,10 +993,22 @@ impl Oracle {
             .entry(place.clone())
             .or_default()
             .push(Change { at, to });
+        self.outlive_rollbacks(place, to);
         let (By::Process(process), Some(digest), false) = (by, to, is_companion(&place.tag)) else {
             return;
         };
         self.judge_referrers(process, place, digest);
+    }
+
+    /// A rollback ends where staging names something new.
+    fn outlive_rollbacks(&mut self, place: &Place, to: Option<Digest>) {
+        let Some(digest) = to else { return };
+        let rules = self.rules.values().flatten();
+        let places = rules.filter_map(|rules| pair_of_source(rules, place));
+        let destinations: Vec<Place> = places.map(|(_, destination)| destination).collect();
+        for destination in &destinations {
+            self.guards.named_in_staging(destination, digest);
+        }
     }
 
     /// What was attached to the image before it was pushed is there before its tag.

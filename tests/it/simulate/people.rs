@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::chance::{Chance, Draw};
 use super::guards::Covers;
+use super::process::Rollback;
 use super::registry::{Registry, references};
 use super::trace::{Event, Place, Rules, Trace};
 
@@ -483,6 +484,35 @@ impl People {
     pub fn in_production(&self, rules: &Rules, called: &Tag) -> Option<Digest> {
         let production = self.registry(&rules.destination.0);
         production.tagged(&name(&rules.destination.1), called)
+    }
+
+    /// A tag that a person rolls back to something that it named before and that is still there.
+    pub fn pick_rollback(&self, draw: &mut Draw) -> Option<Rollback> {
+        let (rules, tag) = self.pick_source(draw)?;
+        let production = self.in_production(&rules, &tag)?;
+        let staging = self.registry(&rules.source.0);
+        let named = staging.tagged(&name(&rules.source.1), &tag);
+        let (registry, repository) = &rules.destination;
+        let there = self.registry(registry);
+        let before = self.past.iter().filter(|(place, digest)| {
+            let is_here = place.registry == *registry && place.repository == *repository;
+            let is_other = *digest != production && there.holds(&name(repository), digest);
+            is_here && *place.tag == *tag.as_str() && is_other
+        });
+        let before: Vec<Digest> = before.map(|(_, digest)| *digest).collect();
+        if before.is_empty() {
+            return None;
+        }
+        let to = draw.pick(&before);
+        let mut keeps_out = vec![production];
+        keeps_out.extend(named.filter(|named| *named != to && *named != production));
+        Some(Rollback {
+            rules,
+            tag,
+            production,
+            to,
+            keeps_out,
+        })
     }
 
     /// What a person holds or denies.

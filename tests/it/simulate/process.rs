@@ -13,7 +13,8 @@ use blobferry::fault::Fault;
 use blobferry::gate::http::Service;
 use blobferry::index::Index;
 use blobferry::job::{
-    Actor, Cause, Companions, Job, Key, LONG_WAIT, ObservedVia, Rank, TagId, TagRules, TagState,
+    Actor, Cause, Companions, Job, Key, LONG_WAIT, ObservedVia, Outcome, Rank, TagId, TagRules,
+    TagState,
 };
 use blobferry::ledger::{Content, Ledger, Query, Row, RunFacts};
 use blobferry::look::PassOptions;
@@ -409,6 +410,7 @@ impl Process {
         tokio::spawn(async move {
             let kind = match covers {
                 Covers::Image(_) => Kind::Deny,
+                Covers::Rollback(..) => Kind::Rollback,
                 Covers::Everything | Covers::Route(_) | Covers::Tag(_) => Kind::Hold,
             };
             let target = covers.target().parse().expect("a world decides well");
@@ -451,12 +453,8 @@ impl Process {
     /// for.
     pub fn promote(&self, number: u64, rules: &Rules, tag: &Tag, replace: Option<Digest>) {
         let topology = self.topology.borrow().clone();
-        let side = |(registry, repository): &(Arc<str>, Arc<str>)| {
-            let name = repository.parse().expect("a world names repositories well");
-            topology.backends[&**registry].repository(name)
-        };
-        let source = side(&rules.source);
-        let destination = side(&rules.destination);
+        let source = self.repository(&rules.source);
+        let destination = self.repository(&rules.destination);
         let names = Names {
             source: format!("{}:{tag}", source.address()),
             destination: format!("{}:{tag}", destination.address()),
@@ -487,6 +485,73 @@ impl Process {
             trace.note(Event::Guard(Guarded::OrderEnded { number }));
         });
         self.orders().push(order);
+    }
+
+    /// Rolls a tag back by a decision, as `rollback` does; what comes of it is not waited for.
+    pub fn roll_back(&self, number: u64, rollback: Rollback) {
+        let topology = self.topology.borrow().clone();
+        let (engine, ledger) = (topology.engine.clone(), self.ledger.clone());
+        let process = self.number;
+        let (stop, trace, handle) = (self.stop.clone(), self.trace.clone(), self.handle.clone());
+        let (source, there) = (
+            self.repository(&rollback.rules.source),
+            self.repository(&rollback.rules.destination),
+        );
+        let order = tokio::spawn(async move {
+            let place = place(&format!("{}:{}", there.address(), rollback.tag));
+            let covers = Covers::Rollback(place.clone(), rollback.keeps_out.clone());
+            trace.note(Event::Guard(Guarded::Deciding {
+                number,
+                covers: covers.clone(),
+            }));
+            let target = covers.target().parse().expect("a world decides well");
+            let decision = Decision {
+                digest: Some(rollback.to),
+                replaces: Some(rollback.production),
+                keeps_out: rollback.keeps_out.clone(),
+                ..Decision::about(&target, Actor::daemon())
+            };
+            let decided = ledger.decide(Kind::Rollback, decision, RunFacts::default());
+            // A process that is gone decides nothing.
+            let Ok(recorded) = decided.await else { return };
+            let id = recorded.decision.id;
+            trace.note(Event::Guard(Guarded::Decided { number, id }));
+            trace.note(Event::Guard(Guarded::RollingBack {
+                number,
+                process,
+                place,
+                to: rollback.to,
+            }));
+            let job = rollback.job(id, &source, &there);
+            let settle = Settle {
+                facts: Arc::default(),
+                progress: Arc::default(),
+                listener: None,
+            };
+            let completion = engine
+                .run(&job, &source, &there, &settle.progress, &stop)
+                .await;
+            let is_done = matches!(completion.outcome, Outcome::Promoted | Outcome::UpToDate);
+            let may_have_moved = completion.may_have_moved;
+            let names = rollback.names(&source, &there);
+            engine.settle(&settle, &job, &names, completion).await;
+            trace.note(Event::Guard(Guarded::OrderEnded { number }));
+            if !is_done && !may_have_moved {
+                let ids = vec![id];
+                trace.note(Event::Guard(Guarded::Releasing { ids: ids.clone() }));
+                let ended = ledger.end_decisions(ids.clone(), "not moved", RunFacts::default());
+                if ended.await.is_ok() {
+                    trace.note(Event::Guard(Guarded::Released { ids }));
+                }
+            }
+            wake(&handle).await;
+        });
+        self.orders().push(order);
+    }
+
+    fn repository(&self, (registry, repository): &(Arc<str>, Arc<str>)) -> Repository {
+        let name = repository.parse().expect("a world names repositories well");
+        self.topology.borrow().backends[&**registry].repository(name)
     }
 
     fn orders(&self) -> std::sync::MutexGuard<'_, Vec<JoinHandle<()>>> {
@@ -570,6 +635,47 @@ async fn wake(handle: &Handle) {
 }
 
 /// The job of `promote` for one tag.
+/// A tag that a person rolls back.
+pub struct Rollback {
+    pub rules: Rules,
+    pub tag: Tag,
+    /// What production names.
+    pub production: Digest,
+    pub to: Digest,
+    pub keeps_out: Vec<Digest>,
+}
+
+impl Rollback {
+    fn job(&self, decision: u64, source: &Repository, there: &Repository) -> Job {
+        let place = TagId {
+            origin: there.origin().clone(),
+            repository: there.repository().clone(),
+            tag: self.tag.clone(),
+        };
+        let key = Key {
+            route: self.rules.route.clone(),
+            source: source.repository().clone(),
+            tag: self.tag.clone(),
+            destination: place,
+        };
+        Job {
+            routes: Arc::from([self.rules.route.clone()]),
+            gates: self.rules.gates.gates(),
+            companions: Companions::Unlisted,
+            max_wait: LONG_WAIT,
+            ..Job::back(key, self.to, self.production, decision, Actor::daemon())
+        }
+    }
+
+    fn names(&self, source: &Repository, there: &Repository) -> Names {
+        Names {
+            source: format!("{}:{}", source.address(), self.tag),
+            destination: format!("{}:{}", there.address(), self.tag),
+            registry: self.rules.destination.0.to_string(),
+        }
+    }
+}
+
 fn by_hand(
     rules: &Rules,
     tag: &Tag,

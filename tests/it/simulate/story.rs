@@ -213,7 +213,9 @@ impl Teller<'_> {
 
     fn guarded(&self, guarded: &Guarded) -> Option<String> {
         match guarded {
-            Guarded::Judged { place, .. } | Guarded::Ordered { place, .. }
+            Guarded::Judged { place, .. }
+            | Guarded::Ordered { place, .. }
+            | Guarded::RollingBack { place, .. }
                 if !self.concerns(place) =>
             {
                 None

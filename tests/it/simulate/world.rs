@@ -129,6 +129,7 @@ enum Happening {
     Decide,
     Release,
     Promote,
+    RollBack,
 }
 
 impl World {
@@ -278,6 +279,10 @@ impl World {
             let moments = people::moments(&mut guards, count, within);
             happenings.extend(moments.into_iter().map(|at| (at, happening)));
         }
+        let mut rollback_draw = chance.of("rollbacks");
+        let rollbacks = often(&mut rollback_draw);
+        let moments = people::moments(&mut rollback_draw, rollbacks, within);
+        happenings.extend(moments.into_iter().map(|at| (at, Happening::RollBack)));
         happenings.sort_unstable();
         let judge = Arc::new(Judge::new(chance, &trace, within));
         let start = |number, stores: &Stores, routes: &[Rules]| {
@@ -368,6 +373,11 @@ impl World {
                         process.promote(nth as u64, &rules, &tag, replace);
                     }
                 }
+                Happening::RollBack => {
+                    if let Some(rollback) = people.pick_rollback(&mut draw) {
+                        process.roll_back(nth as u64, rollback);
+                    }
+                }
                 Happening::Reload => {
                     in_force = changed_routes(&mut draw, &routes, &registries);
                     note_closed(&trace, &registries, &in_force);
@@ -379,7 +389,7 @@ impl World {
         registries
             .iter()
             .for_each(|registry| registry.set(|settings| settings.busy_every = None));
-        if decisions > 0 && guards.percent(70) {
+        if decisions + rollbacks > 0 && guards.percent(70) {
             process.release_all().await;
         }
         trace.note(Event::Calm);

@@ -22,6 +22,7 @@ pub(super) struct Guards {
     /// When a process was first told that staging names a digest, since the ledger began.
     first_told: BTreeMap<(Repository, Digest), Duration>,
     orders: BTreeMap<u64, Ordered>,
+    rollbacks: BTreeMap<u64, RollingBack>,
     /// How often a person has asked for something by a decision or an order: then what was refused
     /// is tried again.
     pub(super) asks: usize,
@@ -36,6 +37,8 @@ struct Decided {
     id: Option<u64>,
     /// Nothing has begun to end it.
     is_firm: bool,
+    /// It is a rollback, and staging has named something else since.
+    is_over: bool,
 }
 
 /// What a person has ordered.
@@ -45,6 +48,13 @@ pub(super) struct Ordered {
     pub(super) source: Place,
     place: Place,
     replace: Option<Digest>,
+}
+
+/// A tag that a person rolls back.
+struct RollingBack {
+    process: u32,
+    place: Place,
+    to: Digest,
 }
 
 impl Ordered {
@@ -68,6 +78,7 @@ impl Guards {
                 | Guarded::Released { .. }
                 | Guarded::AllReleased
                 | Guarded::Ordered { .. }
+                | Guarded::RollingBack { .. }
         );
         self.asks += usize::from(is_asked);
         match event {
@@ -76,12 +87,13 @@ impl Guards {
                     covers: covers.clone(),
                     id: None,
                     is_firm: false,
+                    is_over: false,
                 };
                 self.decisions.insert(*number, decided);
             }
             Guarded::Decided { number, id } => {
                 if let Some(decided) = self.decisions.get_mut(number) {
-                    (decided.id, decided.is_firm) = (Some(*id), true);
+                    (decided.id, decided.is_firm) = (Some(*id), !decided.is_over);
                 }
             }
             Guarded::Releasing { ids } => {
@@ -121,7 +133,23 @@ impl Guards {
                 };
                 self.orders.insert(*number, ordered);
             }
-            Guarded::OrderEnded { number } => drop(self.orders.remove(number)),
+            Guarded::RollingBack {
+                number,
+                process,
+                place,
+                to,
+            } => {
+                let rolling = RollingBack {
+                    process: *process,
+                    place: place.clone(),
+                    to: *to,
+                };
+                self.rollbacks.insert(*number, rolling);
+            }
+            Guarded::OrderEnded { number } => {
+                self.orders.remove(number);
+                self.rollbacks.remove(number);
+            }
         }
     }
 
@@ -134,6 +162,35 @@ impl Guards {
     /// The process is gone, and its orders with it.
     pub(super) fn ended(&mut self, process: u32) {
         self.orders.retain(|_, ordered| ordered.process != process);
+        self.rollbacks
+            .retain(|_, rolling| rolling.process != process);
+    }
+
+    /// Staging names an image under a tag: a rollback that neither goes back to it nor keeps it out
+    /// is over.
+    pub(super) fn named_in_staging(&mut self, destination: &Place, digest: Digest) {
+        for decided in self.decisions.values_mut() {
+            if let Covers::Rollback(place, kept_out) = &decided.covers {
+                decided.is_over |= place == destination && !kept_out.contains(&digest);
+                decided.is_firm &= !decided.is_over;
+            }
+        }
+    }
+
+    /// Whether a process may be rolling a tag back to a digest.
+    pub(super) fn is_rolling_back(&self, process: u32, place: &Place, digest: Digest) -> bool {
+        self.rollbacks.values().any(|rolling| {
+            rolling.process == process && rolling.place == *place && rolling.to == digest
+        })
+    }
+
+    /// Whether a process may be rolling back a tag of the repository: what travels with the image
+    /// goes along.
+    fn is_rolling_back_beside(&self, process: u32, place: &Place) -> bool {
+        self.rollbacks.values().any(|rolling| {
+            let beside = (&rolling.place.registry, &rolling.place.repository);
+            rolling.process == process && beside == (&place.registry, &place.repository)
+        })
     }
 
     pub(super) fn told(&mut self, source: Repository, digest: Digest, at: Duration) {
@@ -165,6 +222,7 @@ fn covers(what: &Covers, place: &Place, digest: Digest, route: Option<&str>) -> 
         Covers::Route(name) => route == Some(&**name),
         Covers::Tag(held) => held == place,
         Covers::Image(denied) => *denied == digest,
+        Covers::Rollback(rolled, kept_out) => rolled == place && kept_out.contains(&digest),
     }
 }
 
@@ -187,16 +245,21 @@ impl Oracle {
         rules: Option<&Rules>,
     ) {
         let route = rules.map(|rules| &*rules.route);
-        let held = self
-            .guards
-            .firm()
-            .find(|what| covers(what, place, digest, route))
-            .cloned();
+        let is_rolled_back = self.guards.is_rolling_back(process, place, digest)
+            || is_companion(&place.tag) && self.guards.is_rolling_back_beside(process, place);
+        let mut firm = self.guards.firm();
+        let held = firm.find(|what| {
+            // Neither holds nor gates stop a rollback.
+            let stops = matches!(what, Covers::Image(_)) || !is_rolled_back;
+            stops && covers(what, place, digest, route)
+        });
+        let held = held.cloned();
+        drop(firm);
         if let Some(held) = held {
             let text = format!("{held:?} is in force");
             self.find("what is held or denied is not named", Some(place), text);
         }
-        if let Some(rules) = rules.filter(|_| !is_companion(&place.tag)) {
+        if let Some(rules) = rules.filter(|_| !is_rolled_back && !is_companion(&place.tag)) {
             self.judge_gates(process, place, digest, rules);
         }
     }
