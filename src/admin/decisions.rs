@@ -74,7 +74,7 @@ pub struct DecisionAnswer {
     /// Of a denial: the digests of content that was sent earlier and has no answer yet.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub carried: Vec<String>,
-    /// Of an approval and an accept: the decisions that keep the tag from moving for now.
+    /// Of an approval and an accept: the decisions and gates that keep the tag from moving for now.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub held_by: Vec<String>,
     /// Of an accept of a route: how many tags it covers.

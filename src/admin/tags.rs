@@ -17,7 +17,7 @@ use super::answer::Refusal;
 use super::sync::acquire_wait_permit;
 use super::tag_list::{ListQuery, ListedTag};
 use crate::decision::Numbered;
-use crate::job::{Judgement, Outcome, Trouble};
+use crate::job::{Judgement, Outcome, Settled, Trouble};
 use crate::ledger::Row;
 use crate::oci::{Digest, Tag};
 
@@ -51,6 +51,9 @@ pub struct TagView {
     /// What a look would come to now, or without a daemon what the last one came to; absent: none
     /// takes the tag.
     pub result: Option<Outcome>,
+    /// Since when it comes to that for what staging names, as far as looks have recorded it.
+    #[serde(default)]
+    pub result_since: Option<Timestamp>,
     /// Why, the deciding reason first.
     pub reasons: Vec<String>,
     /// The failure, if it failed.
@@ -63,6 +66,22 @@ pub struct TagView {
     pub last: Option<Row>,
     /// When the route is looked at without being asked.
     pub next_look: Option<Timestamp>,
+}
+
+impl TagView {
+    /// Notes since when looks come to its result. `rows`: those about it, the newest first.
+    pub fn note_result_since(&mut self, rows: &[Row]) {
+        let looks = rows.iter().filter_map(|row| {
+            let settled = row.settled()?;
+            let is_own = settled.route == self.route && settled.destination == self.destination;
+            is_own.then_some((row.at, settled))
+        });
+        let is_as_now = |(_, settled): &(Timestamp, &Settled)| {
+            Some(settled.result) == self.result && settled.digest == self.digest
+        };
+        let first = looks.take_while(is_as_now).last();
+        self.result_since = first.map(|(at, _)| at);
+    }
 }
 
 /// What the ledger knows of a production tag.

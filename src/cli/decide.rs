@@ -59,7 +59,7 @@ pub(super) struct Deny {
     common: Common,
 }
 
-/// End decisions: all with exactly this target, or the one with this number
+/// End decisions: all about this target, or the one with this number
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   blobferry release                                     ends `blobferry hold`
@@ -68,7 +68,8 @@ pub(super) struct Deny {
 
 `blobferry status` lists the decisions in force with their numbers and targets.")]
 pub(super) struct Release {
-    /// The target as it was given, or the number of the decision; absent: what is about everything
+    /// The target, with its registry or without, or the number of the decision; absent: what is about
+    /// everything
     #[arg(
         value_name = "TARGET or ID",
         default_value = "",

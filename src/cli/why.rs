@@ -1,7 +1,7 @@
 //! `why`: everything that bears on one tag, by the daemon while one runs, else by the ledger.
 
 use clap::Args;
-use jiff::Timestamp;
+use jiff::{Timestamp, Unit};
 
 use super::history::{open, repository_and_tag};
 use super::lines::Lines;
@@ -12,7 +12,7 @@ use crate::admin::{TagView, TagViews};
 use crate::clock;
 use crate::config::StatePath;
 use crate::decision::{Numbered, Target};
-use crate::job::Judgement;
+use crate::job::{Judgement, Outcome, Verdict};
 use crate::ledger::{Ledger, Query, Row};
 use crate::oci::Digest;
 
@@ -100,10 +100,11 @@ impl Why {
         ledger.close().await;
         let (rows, in_force) = read?;
         let mut views: Vec<TagView> = Vec::new();
-        for row in rows {
-            let Some(view) = view_of(row, &in_force) else {
+        for row in &rows {
+            let Some(mut view) = view_of(row.clone(), &in_force) else {
                 continue;
             };
+            view.note_result_since(&rows);
             if !views
                 .iter()
                 .any(|known| known.route == view.route && known.destination == view.destination)
@@ -173,6 +174,7 @@ fn view_of(row: Row, in_force: &[Numbered]) -> Option<TagView> {
         known: None,
         moving: None,
         result: Some(settled.result),
+        result_since: None,
         reasons: settled.reasons.clone(),
         error: settled.error.clone(),
         gates: settled.gates.clone(),
@@ -183,7 +185,7 @@ fn view_of(row: Row, in_force: &[Numbered]) -> Option<TagView> {
 }
 
 fn shown(view: &TagView, now: Timestamp) -> String {
-    let mut lines = vec![headline(view)];
+    let mut lines = vec![headline(view, now)];
     let mut add = |name: &str, text: String| lines.push(format!("  {name:<11} {}", clean(&text)));
     if !view.route.is_empty() {
         let kind = match view.moving {
@@ -245,17 +247,41 @@ fn shown(view: &TagView, now: Timestamp) -> String {
     lines.join("\n")
 }
 
-fn headline(view: &TagView) -> String {
+fn headline(view: &TagView, now: Timestamp) -> String {
     let state = match view.result {
         Some(result) => result.to_string(),
         None => "no look takes it".into(),
     };
+    let kept = kept(view, now);
     let is_there = view.production.is_some() && view.production == view.digest;
     let is = if is_there { "is" } else { "is not" };
     clean(&format!(
-        "{} {is} in production as staging names it: {state}",
+        "{} {is} in production as staging names it: {state}{kept}",
         view.destination
     ))
+}
+
+/// At which gates a tag is kept, and since when.
+fn kept(view: &TagView, now: Timestamp) -> String {
+    let verdict = match view.result {
+        Some(Outcome::Waiting) => Some(Verdict::Wait),
+        Some(Outcome::Refused) => Some(Verdict::Refuse),
+        Some(Outcome::Held) => None,
+        _ => return String::new(),
+    };
+    let unmet = view.gates.iter();
+    let unmet = unmet.filter(|judged| Some(judged.verdict) == verdict);
+    let unmet: Vec<&str> = unmet.map(|judged| judged.gate.name()).collect();
+    let at = match unmet.as_slice() {
+        [] => String::new(),
+        [gate] => format!(" at the gate {gate}"),
+        gates => format!(" at the gates {}", gates.join(", ")),
+    };
+    let since = view.result_since.map(|since| {
+        let shown = since.round(Unit::Second).unwrap_or(since);
+        format!(" since {shown} ({})", relative(Some(since), now))
+    });
+    format!("{at}{}", since.unwrap_or_default())
 }
 
 fn named(digest: Option<Digest>) -> String {

@@ -5,6 +5,7 @@ use std::path::Path;
 use jiff::Timestamp;
 
 use super::caller;
+use super::release::Released;
 use super::resolve::{Unresolved, resolve};
 use crate::clock;
 use crate::config::Config;
@@ -12,6 +13,7 @@ use crate::decision::{Decision, Kind, NotATarget, NotAnEnd, Target, until};
 use crate::fault::Fault;
 use crate::job::Remarks;
 use crate::ledger::{AuditTask, Ledger, Recorded};
+use crate::look::topology::Topology;
 use crate::parts::{self, Parts, facts};
 use crate::state::{self, StateLock};
 
@@ -43,8 +45,8 @@ pub enum DecideError {
     #[error("a denial is of a digest: give the sha256:… of a manifest, a config or a layer")]
     NotADigest,
     /// Nothing that could be released is in force.
-    #[error("no such decision is in force (`blobferry status` lists those that are)")]
-    NotInForce,
+    #[error("{0}")]
+    NotInForce(String),
     /// The state folder cannot be used.
     #[error(transparent)]
     State(#[from] state::Error),
@@ -67,7 +69,7 @@ impl DecideError {
             DecideError::State(_) => 2,
             DecideError::Unresolved(Unresolved::Ambiguous { .. }) => 2,
             DecideError::Unresolved(Unresolved::NotThere { .. }) => 5,
-            DecideError::NotInForce => 5,
+            DecideError::NotInForce(_) => 5,
             DecideError::Parts(error) => error.exit_code(),
             DecideError::Fault(_) => 1,
         }
@@ -96,39 +98,47 @@ pub async fn decide(
     }
     let end = request.until.as_deref();
     let end = end.map(|text| until(text, clock::now())).transpose()?;
-    let target = match config {
-        Some(config) if request.kind != Kind::Release => meant(target, config)?,
+    let topology = config.map(topology).transpose()?.flatten();
+    let target = match &topology {
+        Some(topology) if request.kind != Kind::Release => resolve(target, topology)?.target,
         _ => target,
     };
     let lock = StateLock::acquire(state)?;
     let parts = Parts::open(&lock)?;
-    let recorded = recorded(&parts, config, request, target, end).await;
+    let audit = start_audit(&parts, config).await;
+    let recorded = match audit {
+        Ok(audit) => recorded(&parts, audit, request, target, end, topology.as_ref()).await,
+        Err(error) => Err(error),
+    };
     parts.close().await;
     recorded
 }
 
 async fn recorded(
     parts: &Parts,
-    config: Option<&Config>,
+    audit: Option<AuditTask>,
     request: Decide,
     target: Target,
     until: Option<Timestamp>,
+    topology: Option<&Topology>,
 ) -> Result<Recorded, DecideError> {
-    let audit = start_audit(parts, config).await?;
-    let recorded = added(&parts.ledger, request, target, until).await;
+    let recorded = match request.kind {
+        Kind::Release => released(&parts.ledger, request, target, topology).await,
+        _ => added(&parts.ledger, request, target, until).await,
+    };
     if let Some(audit) = audit {
         audit.end().await;
     }
     recorded
 }
 
-/// What a target means under the config.
-fn meant(target: Target, config: &Config) -> Result<Target, DecideError> {
+/// With what targets are read, where the config works.
+fn topology(config: &Config) -> Result<Option<Topology>, DecideError> {
     match Parts::in_memory()?.topology(config, None) {
-        Ok(topology) => Ok(resolve(target, &topology)?.target),
+        Ok(topology) => Ok(Some(topology)),
         Err(error) => {
             tracing::warn!(%error, "the target is taken as it is written: the config does not work");
-            Ok(target)
+            Ok(None)
         }
     }
 }
@@ -154,22 +164,33 @@ async fn added(
     target: Target,
     until: Option<Timestamp>,
 ) -> Result<Recorded, DecideError> {
-    let actor = caller(request.remarks);
-    if request.kind != Kind::Release {
-        let decision = Decision {
-            until,
-            ..Decision::about(&target, actor)
-        };
-        return Ok(ledger.decide(request.kind, decision, facts("")).await?);
-    }
+    let decision = Decision {
+        until,
+        ..Decision::about(&target, caller(request.remarks))
+    };
+    Ok(ledger.decide(request.kind, decision, facts("")).await?)
+}
+
+async fn released(
+    ledger: &Ledger,
+    request: Decide,
+    target: Target,
+    topology: Option<&Topology>,
+) -> Result<Recorded, DecideError> {
+    let release = Released {
+        id: request.id,
+        target: &target,
+        topology,
+    };
     let in_force = ledger.in_force().await?;
-    let ended = in_force.ended_by(request.id, &target);
-    let about = ended.first().map(|numbered| numbered.target.clone());
+    let ends_nothing = || DecideError::NotInForce(release.ends_nothing(&in_force));
+    let ended = release.of(&in_force);
+    let about = ended.first().ok_or_else(ends_nothing)?;
     let ids = ended.iter().map(|numbered| numbered.id).collect();
-    let decision = Decision::about(&about.ok_or(DecideError::NotInForce)?, actor);
+    let decision = Decision::about(&about.target, caller(request.remarks));
     let released = ledger.release(ids, decision, facts("")).await?;
     Ok(Recorded {
-        decision: released.ok_or(DecideError::NotInForce)?,
+        decision: released.ok_or_else(ends_nothing)?,
         on_their_way: Vec::new(),
         carried: Vec::new(),
     })

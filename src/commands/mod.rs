@@ -17,6 +17,7 @@ mod probe;
 pub mod promote;
 mod reach;
 mod reference;
+pub(crate) mod release;
 pub(crate) mod resolve;
 mod rollback;
 mod sync;

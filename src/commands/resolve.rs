@@ -149,7 +149,7 @@ pub(crate) fn may_yield(template: &Template, repository: &RepositoryName) -> boo
 }
 
 /// Whether some repository may fit both. Of two with wildcards only the ends are compared.
-fn may_meet(pattern: &Pattern, template: &Template) -> bool {
+pub(super) fn may_meet(pattern: &Pattern, template: &Template) -> bool {
     let template = template.repository();
     if let Some(name) = pattern.literal() {
         return may_name(template, name.as_str());

@@ -13,9 +13,10 @@ use axum::http::StatusCode;
 use futures::FutureExt as _;
 use tokio::sync::watch as channel;
 
-use self::checks::{end, fits, may, nothing_in_force, permitted};
+use self::checks::{end, fits, may, not_in_force, permitted};
 pub(super) use self::follow::{clock_doubt, wake_at_ends, watch_denied};
 use crate::admin::{DecisionAnswer, DecisionHandler, DecisionRequest, Refusal};
+use crate::commands::release::Released;
 use crate::commands::resolve::{Resolved, Unresolved, resolve};
 use crate::commands::{Act, Undecided};
 use crate::decision::{Decision, Kind, NotATarget, Principal, RefusedDecision, Target};
@@ -201,7 +202,12 @@ impl Decider {
             return Err(Refusal::bad_request("give `id` or `target`, not both"));
         }
         let in_force = self.ledger.in_force().await?;
-        let ended = in_force.ended_by(request.id, &target);
+        let release = Released {
+            id: request.id,
+            target: &target,
+            topology: Some(topology),
+        };
+        let ended = release.of(&in_force);
         let mut routes = Vec::new();
         for numbered in &ended {
             // A decision about a removed route needs the right to release everything.
@@ -212,11 +218,12 @@ impl Decider {
         }
         let about = ended.first().map(|numbered| numbered.target.clone());
         let ids: Vec<u64> = ended.iter().map(|numbered| numbered.id).collect();
-        let about = about.ok_or_else(|| nothing_in_force(request, &target))?;
+        let ends_nothing = || not_in_force(release.ends_nothing(&in_force));
+        let about = about.ok_or_else(ends_nothing)?;
         let decision = Decision::about(&about, actor);
         let facts = (*topology.facts).clone();
         let released = self.ledger.release(ids, decision, facts).await?;
-        let released = released.ok_or_else(|| nothing_in_force(request, &target))?;
+        let released = released.ok_or_else(ends_nothing)?;
         let answer = DecisionAnswer::of(released);
         let resolved = Resolved {
             target: about,

@@ -1,6 +1,8 @@
 //! Why a tag is, or is not, in production: a look that plans alone, what the ledger knows, and the
 //! decisions in force.
 
+mod last_verdicts;
+
 use std::sync::Arc;
 
 use axum::http::StatusCode;
@@ -14,8 +16,8 @@ use crate::commands::{leads_to, named_by};
 use crate::decision::{Numbered, Target};
 use crate::endpoint::{Repositories as _, RouteSource, Source};
 use crate::fault::{Fault, shown};
-use crate::job::{Actor, Cause, Judgement, Key, Report, Settled, TagId};
-use crate::ledger::{Ledger, Row};
+use crate::job::{Actor, Cause, GateKind, Key, Outcome, Report, TagId};
+use crate::ledger::{Ledger, Query, Row};
 use crate::look::PassOptions;
 use crate::look::topology::{Side, Topology};
 use crate::oci::{Digest, RepositoryName, Tag};
@@ -26,6 +28,8 @@ use crate::watch::{Handle, Scope};
 
 /// Tags of staging that one question is about at most.
 const MOST: usize = 10;
+/// Rows of the ledger that tell since when a tag waits, at most.
+const MOST_ROWS: u32 = 100;
 
 /// What `GET /v1/tags` is served with.
 pub(super) fn handler(
@@ -46,19 +50,19 @@ pub(super) fn handler(
     })
 }
 
-struct Question {
-    ledger: Ledger,
-    topology: Arc<Topology>,
-    watch: Handle,
-    stop: Stop,
+pub(super) struct Question {
+    pub(super) ledger: Ledger,
+    pub(super) topology: Arc<Topology>,
+    pub(super) watch: Handle,
+    pub(super) stop: Stop,
 }
 
 /// A tag of staging that a route reads.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
-struct SourceTag {
-    route: Arc<str>,
-    repository: RepositoryName,
-    tag: Tag,
+pub(super) struct SourceTag {
+    pub(super) route: Arc<str>,
+    pub(super) repository: RepositoryName,
+    pub(super) tag: Tag,
 }
 
 impl Question {
@@ -149,6 +153,21 @@ impl Question {
         Ok(views)
     }
 
+    /// Why a tag does not move to a destination. `None`: it cannot be told.
+    pub(super) async fn kept_back(
+        &self,
+        tag: &SourceTag,
+        destination: String,
+    ) -> Result<Option<Vec<String>>, Refusal> {
+        let views = self.views(tag).await?.into_iter();
+        let view = views.filter(|view| view.destination == destination).last();
+        Ok(view.and_then(|view| match view.result? {
+            Outcome::Planned | Outcome::Promoted | Outcome::UpToDate => Some(Vec::new()),
+            Outcome::Failed | Outcome::Interrupted => None,
+            _ => Some(view.reasons),
+        }))
+    }
+
     /// A look at the tag that plans alone.
     async fn plan(&self, tag: &SourceTag) -> Result<Arc<Report>, Refusal> {
         let scope = Scope {
@@ -202,9 +221,10 @@ impl Question {
             known: Some(self.known(&place).await?),
             moving: Some(route.selection.is_moving(&tag.tag)),
             result: job.map(|job| job.result),
+            result_since: None,
             reasons: job.map(|job| job.reasons.clone()).unwrap_or_default(),
             error: job.and_then(|job| job.error.clone()),
-            gates: job.map(|job| gates(job, last.as_ref())).unwrap_or_default(),
+            gates: job.map(|job| job.gates.clone()).unwrap_or_default(),
             decisions: Vec::new(),
             last,
             next_look: self.next_look(route),
@@ -220,8 +240,29 @@ impl Question {
                 view.production = self.named(there, &place.tag, &mut view.reasons).await;
             }
         }
+        last_verdicts::add(&mut view, &self.gates_of(&side.registry, &place));
+        view.note_result_since(&self.rows(&place).await?);
         view.decisions = self.decisions(route, &side.registry, &place, &view).await?;
         Ok(view)
+    }
+
+    /// The gates of the routes that lead to a place.
+    fn gates_of(&self, registry: &str, place: &TagId) -> Vec<GateKind> {
+        let routes = self.topology.routes.0.iter();
+        let routes = routes.filter(|route| leads_to(route, registry, &place.repository));
+        routes.flat_map(Route::gate_kinds).collect()
+    }
+
+    /// The newest rows about a place.
+    async fn rows(&self, place: &TagId) -> Result<Vec<Row>, Fault> {
+        let query = Query {
+            limit: MOST_ROWS,
+            repository: Some(place.repository.to_string()),
+            tag: Some(place.tag.to_string()),
+            newest_first: true,
+            ..Query::default()
+        };
+        self.ledger.page(query).await
     }
 
     async fn known(&self, place: &TagId) -> Result<KnownTag, Fault> {
@@ -277,19 +318,6 @@ impl Question {
         let status = routes.into_iter().find(|known| known.name == *route.name);
         status?.next_look
     }
-}
-
-/// The verdicts of a plan, and those of the last look by gates that a plan does not ask.
-fn gates(planned: &Settled, last: Option<&Row>) -> Vec<Judgement> {
-    let mut gates = planned.gates.clone();
-    let last = last.and_then(Row::settled);
-    let last = last.filter(|last| last.digest == planned.digest);
-    for judged in last.iter().flat_map(|last| &last.gates) {
-        if gates.iter().all(|known| known.gate != judged.gate) {
-            gates.push(judged.clone());
-        }
-    }
-    gates
 }
 
 /// The repositories of a registry that a text may name: all of it, or what follows the registry's

@@ -202,6 +202,18 @@ pub struct Block {
     pub reasons: Vec<String>,
 }
 
+impl Block {
+    /// The same with the reasons of another block that it does not have. Its own decide the result.
+    pub fn and(mut self, other: Block) -> Block {
+        for reason in other.reasons {
+            if !self.reasons.contains(&reason) {
+                self.reasons.push(reason);
+            }
+        }
+        self
+    }
+}
+
 /// Whether a tag may be named.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -436,18 +448,6 @@ impl InForce {
                 && one.decision.digest == Some(*staging)
                 && one.decision.replaces == Some(*production)
         })
-    }
-
-    /// The decisions that a release ends: that of a number, or all with exactly that target.
-    pub fn ended_by(&self, id: Option<u64>, target: &Target) -> Vec<&Numbered> {
-        let target = target.to_string();
-        self.decisions
-            .iter()
-            .filter(|numbered| match id {
-                Some(id) => numbered.id == id,
-                None => numbered.decision.target == target,
-            })
-            .collect()
     }
 
     /// When the first of them ends by itself.

@@ -8,6 +8,9 @@ use crate::oci::Digest;
 /// The version of the shape.
 pub const SCHEMA: u32 = 1;
 
+/// What is said where nothing is asked.
+pub const NOT_ASKED: &str = "a dry run asks neither `command` nor `http`";
+
 /// Longest reason of an answer, in characters.
 pub(super) const LONGEST_REASON: usize = 300;
 

@@ -241,7 +241,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             return Ok(());
         }
         if self.job.dry_run {
-            self.note_reason("a dry run asks neither `command` nor `http`".into());
+            self.note_reason(question::NOT_ASKED.into());
             return Ok(());
         }
         let attached = match attached {

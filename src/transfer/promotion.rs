@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::survey::{Image, Observation, TagFacts};
 use super::verdict::Contents;
 use super::{Completion, Cost, Engine, Found};
-use crate::decision::{Block, Verdict};
+use crate::decision::Verdict;
 use crate::endpoint::{Destination, Source};
 use crate::fault::Fault;
 use crate::gate::question::Phase;
@@ -293,12 +293,11 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
 
     /// What is said of a tag that would be promoted, before anything is carried.
     async fn planned(&self, facts: &TagFacts, permission: Permission) -> Result<Completion, Fault> {
-        let block = match facts.source {
-            Some(digest) => self.block_of(digest, facts.index).await?,
-            None => None,
-        };
-        if let Some(block) = block {
-            return Ok(Completion::blocked(block, facts));
+        if let Some(digest) = facts.source {
+            let contents = self.contents(digest, facts.index, None).await?;
+            if let Some(block) = self.block_of(digest, contents) {
+                return Ok(Completion::blocked(block, facts));
+            }
         }
         if permission != Permission::Name {
             return Ok(self.gated(facts));
@@ -307,19 +306,6 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             Some(wait) => Completion::waits_for_set(facts, wait),
             None => Completion::planned(facts),
         })
-    }
-
-    /// Why an image that was not carried is kept from its tag, if so.
-    async fn block_of(
-        &self,
-        digest: Digest,
-        index: Option<Digest>,
-    ) -> Result<Option<Block>, Fault> {
-        let contents = self.contents(digest, index, None).await?;
-        match self.denial(contents.as_ref()) {
-            Some(block) => Ok(Some(block)),
-            None => self.block_beside(digest).await,
-        }
     }
 
     /// Says of which index the promoted manifest is a part.

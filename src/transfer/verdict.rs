@@ -263,11 +263,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     /// Why nothing is to be named beside an image that is in production, if so.
     pub(super) async fn block_beside(&self, digest: Digest) -> Result<Option<Block>, Fault> {
         self.engine.ledger.in_force().await?;
-        let contents = Arc::new(HashSet::from([digest]));
-        Ok(match self.verdict(digest, Some(contents)) {
-            Verdict::Blocked(block) => Some(block),
-            Verdict::Clear | Verdict::Unknown => None,
-        })
+        Ok(self.block_of(digest, None))
     }
 
     /// Why a rollback keeps staging's digest out of the job's tag, if one does.
@@ -283,12 +279,29 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             Some(block) => Some(block),
             None => self.comes_back(&staging, &in_force).await?,
         };
-        Ok(block.map(|mut block| {
-            let stays = facts.destination.as_ref();
-            let unmoved = stays.and_then(|digest| in_force.unmoved(place, digest, now));
-            block.reasons.extend(unmoved);
-            block
-        }))
+        let Some(mut block) = block else {
+            return Ok(None);
+        };
+        let stays = facts.destination.as_ref();
+        let unmoved = stays.and_then(|digest| in_force.unmoved(place, digest, now));
+        block.reasons.extend(unmoved);
+        // What cannot be read of the image ends no rollback.
+        let contents = self.contents(staging, facts.index, None).await;
+        Ok(Some(
+            match self.block_of(staging, contents.ok().flatten()) {
+                Some(all) => all.and(block),
+                None => block,
+            },
+        ))
+    }
+
+    /// Why an image that was not carried is kept from its tag, if so.
+    pub(super) fn block_of(&self, digest: Digest, contents: Option<Contents>) -> Option<Block> {
+        let contents = contents.unwrap_or_else(|| Arc::new(HashSet::from([digest])));
+        match self.verdict(digest, Some(contents)) {
+            Verdict::Blocked(block) => Some(block),
+            Verdict::Clear | Verdict::Unknown => None,
+        }
     }
 
     /// Why a digest waits that the tag named before it was rolled back: a replica of staging that

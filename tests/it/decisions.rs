@@ -536,6 +536,32 @@ async fn without_a_daemon_decisions_are_in_the_ledger_all_the_same() {
     scene.run(&["history", "--verify"]).await.expect(0);
 }
 
+/// `release app` did not find `hold production/app`.
+#[tokio::test]
+async fn a_release_finds_its_target_by_what_it_means() {
+    let scene = Scene::new();
+    let image = Image::oci(1, &[100]);
+    scene.staging.push("app", "v1", &image);
+    scene.run(&["hold", "production/app"]).await.expect(0);
+    let wrong = scene.run(&["release", "app:v1"]).await.expect(5);
+    let near = "in force there: hold production/app (decision 1)";
+    assert!(wrong.stderr.contains(near), "{}", wrong.stderr);
+    scene.run(&["release", "app"]).await.expect(0);
+    let _daemon = scene.ferry.start_ready().await;
+    scene.named("v1", &image).await;
+    scene.run(&["hold", "app"]).await.expect(0);
+    let wrong = scene.run(&["release", "app:v1"]).await.expect(5);
+    assert!(
+        wrong.stderr.contains("in force there: hold app"),
+        "{}",
+        wrong.stderr
+    );
+    let released = ["release", "production/app"];
+    let released = scene.run(&released).await.expect(0);
+    assert!(released.stdout.contains("ends "), "{}", released.stdout);
+    assert_eq!(scene.in_force().await, Vec::<Value>::new());
+}
+
 /// A slip of the pen was recorded, and held nothing.
 #[tokio::test]
 async fn without_a_daemon_a_target_must_be_in_the_config_too() {

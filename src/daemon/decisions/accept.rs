@@ -53,7 +53,7 @@ impl Decider {
             self.ledger.end_decisions(ids, why, facts).await?;
         }
         Ok(DecisionAnswer {
-            held_by,
+            held_by: self.in_the_way(&tag, held_by).await,
             ..DecisionAnswer::of(recorded.decision)
         })
     }

@@ -4,7 +4,7 @@
 use jiff::{SignedDuration, Timestamp};
 
 use super::Decider;
-use super::checks::{end, is_as_named};
+use super::checks::{are_gates_of, end, is_as_named};
 use crate::admin::{DecisionAnswer, DecisionRequest, Refusal};
 use crate::clock;
 use crate::commands::OneTag;
@@ -26,6 +26,7 @@ impl Decider {
         actor: Actor,
     ) -> Result<DecisionAnswer, Refusal> {
         let until = until(request)?;
+        are_gates_of(&resolved.routes, &request.despite, topology)?;
         let tag = OneTag::of(resolved, topology, &self.ledger).await?;
         let staging = tag.promoted(topology, &self.stop).await?;
         let production = tag.found(topology, &self.stop).await?;
@@ -42,7 +43,7 @@ impl Decider {
         let facts = (*topology.facts).clone();
         let recorded = self.ledger.decide(Kind::Approve, decision, facts).await?;
         Ok(DecisionAnswer {
-            held_by,
+            held_by: self.in_the_way(&tag, held_by).await,
             ..DecisionAnswer::of(recorded.decision)
         })
     }

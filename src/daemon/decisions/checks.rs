@@ -10,8 +10,10 @@ use crate::clock;
 use crate::commands::Undecided;
 use crate::commands::resolve::{Resolved, resolve};
 use crate::decision::{Kind, Principal, Right, Target, until};
+use crate::job::GateKind;
 use crate::look::topology::Topology;
 use crate::oci::Digest;
+use crate::route::Route;
 
 /// Whether a principal has a right over what covers these routes.
 pub(super) fn may(
@@ -113,18 +115,32 @@ pub(super) fn end(request: &DecisionRequest) -> Result<Option<Timestamp>, Refusa
         .map_err(|error| Refusal::bad_request(format!("`until`: {error}")))
 }
 
-pub(super) fn nothing_in_force(request: &DecisionRequest, target: &Target) -> Refusal {
-    let text = match request.id {
-        Some(id) => format!("no decision {id} is in force"),
-        None if *target == Target::Everything => {
-            "no decision about everything is in force (`blobferry status` lists those that are)"
-                .into()
-        }
-        None => format!(
-            "no decision in force has exactly the target {target} (`blobferry status` lists them)"
-        ),
-    };
+pub(super) fn not_in_force(text: String) -> Refusal {
     Refusal::new(StatusCode::NOT_FOUND, "not_in_force", text)
+}
+
+/// Refuses to pass gates that none of the routes has.
+pub(super) fn are_gates_of(
+    routes: &[Arc<str>],
+    despite: &[GateKind],
+    topology: &Topology,
+) -> Result<(), Refusal> {
+    let found = routes.iter().filter_map(|name| topology.route(name));
+    let mut gates: Vec<GateKind> = found.flat_map(Route::gate_kinds).collect();
+    gates.sort();
+    gates.dedup();
+    let foreign = despite.iter().find(|gate| !gates.contains(gate));
+    let Some(foreign) = foreign else {
+        return Ok(());
+    };
+    let routes = routes.join(", ");
+    let gates: Vec<&str> = gates.iter().map(|gate| gate.name()).collect();
+    let gates = match gates.as_slice() {
+        [] => "it has none".to_owned(),
+        gates => format!("its gates are {}", gates.join(", ")),
+    };
+    let text = format!("`despite`: route {routes} has no gate `{foreign}`; {gates}");
+    Err(Refusal::bad_request(text))
 }
 
 /// Refuses where a side names another digest than the one that was decided about.

@@ -2,15 +2,23 @@
 //! decides.
 
 use std::sync::Arc;
+use std::time::Duration;
+
+use futures::FutureExt as _;
+use tokio::time::timeout;
 
 use super::Decider;
 use crate::clock;
 use crate::commands::{OneTag, Undecided};
+use crate::daemon::why::{Question, SourceTag};
 use crate::decision::{Candidate, Verdict};
 use crate::endpoint::Source as _;
 use crate::job::Outcome;
 use crate::look::topology::Topology;
 use crate::oci::Digest;
+
+/// The longest time that a decision's answer waits for what a look would come to.
+const PLANNING: Duration = Duration::from_secs(5);
 
 impl Decider {
     /// The decisions that hold a tag.
@@ -43,6 +51,30 @@ impl Decider {
             }
             Verdict::Blocked(block) => Ok(block.reasons),
             Verdict::Clear | Verdict::Unknown => Ok(Vec::new()),
+        }
+    }
+
+    /// What else keeps a tag from moving, where a look says so in time; else what is known to hold it.
+    pub(super) async fn in_the_way(&self, tag: &OneTag, held_by: Vec<String>) -> Vec<String> {
+        let Some(from) = &tag.from else {
+            return held_by;
+        };
+        let question = Question {
+            ledger: self.ledger.clone(),
+            topology: self.topology.borrow().clone(),
+            watch: self.watch.clone(),
+            stop: self.stop.clone(),
+        };
+        let asked = SourceTag {
+            route: from.route.clone(),
+            repository: from.repository.repository().clone(),
+            tag: from.tag.clone(),
+        };
+        // Boxed to keep the decision's future small.
+        let asked = question.kept_back(&asked, tag.shown()).boxed();
+        match timeout(PLANNING, asked).await {
+            Ok(Ok(Some(reasons))) => reasons,
+            Ok(Ok(None) | Err(_)) | Err(_) => held_by,
         }
     }
 }

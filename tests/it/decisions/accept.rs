@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use serde_json::json;
+
 use super::Scene;
 use crate::support::rules::Gate;
 use crate::support::scripted::Answer;
@@ -47,7 +49,7 @@ async fn what_is_accepted_moves_once_and_only_from_where_it_was() {
         "held",
         "holds apply"
     );
-    scene.run(&["release", "app:v1"]).await.expect(0);
+    scene.run(&["release", "4"]).await.expect(0);
     scene.named("v1", &second).await;
     eventually("it is over", async || {
         scene.in_force().await.is_empty().then_some(())
@@ -272,4 +274,47 @@ async fn an_accept_of_a_route_without_existing_tags_is_refused() {
         nothing.stderr
     );
     stays(&scene, &first).await;
+}
+
+/// A tag of which a gate will have none was accepted in silence.
+#[tokio::test]
+async fn an_accept_tells_which_gates_keep_its_tag() {
+    let scene = Scene::new();
+    let (first, second) = (Image::oci(1, &[100]), Image::oci(2, &[200]));
+    for (tag, image) in [("v1", &first), ("v1.5.0", &first), ("latest", &first)] {
+        scene.staging.push("app", tag, image);
+    }
+    let daemon = scene.ferry.start_ready().await;
+    let tags = json!({"include": ["*"], "moving": ["latest"], "forward_only": ["latest"]});
+    let route = json!({"tags": tags, "gates": {"approval": {"people": 1}}});
+    let config = Config::new()
+        .registry("staging", &scene.staging.url())
+        .registry("production", &scene.production.url())
+        .route("app", route);
+    scene.ferry.write_config(&config);
+    daemon.signal("HUP").await;
+    daemon.says("the config was read again").await;
+    let other = Image::oci(3, &[300]);
+    for (tag, image) in [("v1", &second), ("v1.4.0", &second), ("latest", &second)] {
+        scene.staging.push("app", tag, image);
+    }
+    scene.production.push("app", "latest", &other);
+    scene.ferry.sync(&[]).await.expect(4);
+    let accept = async |tag: &str| {
+        let target = format!("app:{tag}");
+        let run = scene.run(&["accept", &target, "--reason", "CHG-17"]).await;
+        run.expect(0).stdout
+    };
+    let fixed = accept("v1").await;
+    assert!(
+        fixed.contains("it waits: approval: approved by 0 of 1"),
+        "{fixed}"
+    );
+    scene.run(&["approve", "app:v1"]).await.expect(0);
+    scene.named("v1", &second).await;
+    let moving = accept("latest").await;
+    assert!(moving.contains("it waits: forward_only: "), "{moving}");
+    let agreed = scene.run(&["approve", "app:latest"]).await.expect(0).stdout;
+    assert!(agreed.contains("it waits: forward_only: "), "{agreed}");
+    assert_eq!(scene.there("latest").as_deref(), Some(other.digest()));
 }

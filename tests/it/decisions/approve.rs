@@ -299,3 +299,27 @@ async fn a_release_takes_an_approval_back() {
     assert!(reasons(&run.job("v1")).contains("approved by 1 of 2"));
     assert_eq!(scene.there("v1"), None);
 }
+
+/// An override of a gate that is not there was recorded, counted, and passed nothing.
+#[tokio::test]
+async fn a_gate_that_the_route_has_not_is_passed_by_nobody() {
+    let gates = json!({"window": {"open": "mon-sun", "closed": ["2000-01-01/2999-12-31"]}});
+    let (scene, daemon) = scene(gates).await;
+    let image = Image::oci(1, &[100]);
+    scene.staging.push("app", "v1", &image);
+    let wrong = ["approve", "app:v1", "--reason", "INC-4", "--despite"];
+    let said = "route app has no gate `min_age`; its gates are window";
+    let by_hand = [&wrong[..], &["window,min_age"]].concat();
+    let by_hand = scene.run(&by_hand).await.expect(2);
+    assert!(by_hand.stderr.contains(said), "{}", by_hand.stderr);
+    let mut body = approve("v1", &image);
+    body["despite"] = json!(["min_age"]);
+    body["reason"] = json!("INC-4");
+    let (status, answer) = decide(&daemon, Some("carol"), body).await;
+    assert_eq!(status, 400, "{answer}");
+    assert!(answer.to_string().contains(said), "{answer}");
+    assert_eq!(scene.in_force().await, Vec::<Value>::new());
+    let right = [&wrong[..], &["window"]].concat();
+    scene.run(&right).await.expect(0);
+    scene.named("v1", &image).await;
+}

@@ -58,6 +58,41 @@ async fn yesterdays_image_is_back_and_stays() {
     scene.run(&["history", "--verify"]).await.expect(0);
 }
 
+/// The rollback alone was told, and the tag seemed to be free once that was released.
+#[tokio::test]
+async fn a_hold_and_a_denial_beside_a_rollback_are_told_too() {
+    let (scene, _daemon, _first, second) = moved_on().await;
+    let back = ["rollback", "app:latest", "--reason", "INC-4"];
+    scene.run(&back).await.expect(0);
+    let hold = ["hold", "production/app", "--reason", "CHG-17"];
+    scene.run(&hold).await.expect(0);
+    let look = async || scene.ferry.sync(&["--tag", "latest"]).await.expect(4);
+    let job = look().await.job("latest");
+    assert_eq!(job["result"], "held");
+    let told = reasons(&job);
+    assert!(told.contains("CHG-17") && told.contains("INC-4"), "{told}");
+    assert_eq!(told.matches("INC-4").count(), 1, "{told}");
+    let why = scene.run(&["why", "app:latest"]).await.expect(0).stdout;
+    assert!(
+        why.contains("because     production/app is held by"),
+        "{why}"
+    );
+    assert!(
+        why.contains("because     app:latest is rolled back by"),
+        "{why}"
+    );
+
+    let layer = &second.unique_blobs()[0].digest;
+    let deny = ["deny", layer, "--reason", "CVE-2026-1"];
+    scene.run(&deny).await.expect(0);
+    let job = look().await.job("latest");
+    assert_eq!(job["result"], "refused");
+    let told = reasons(&job);
+    for said in ["CVE-2026-1", "CHG-17", "INC-4"] {
+        assert!(told.contains(said), "{said}: {told}");
+    }
+}
+
 #[tokio::test]
 async fn a_rollback_of_a_fixed_tag_goes_where_it_is_told() {
     let scene = Scene::new();

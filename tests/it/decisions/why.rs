@@ -125,3 +125,49 @@ async fn why_a_tag_is_in_production() {
     let text = scene.run(&["why", "app:latest"]).await.expect(0).stdout;
     assert!(text.contains("is in production"), "{text}");
 }
+
+/// It was said to be planned, since a plan asks no program.
+#[tokio::test]
+async fn why_a_tag_waits_at_a_program() {
+    let scene = Scene::new();
+    let script = "echo not yet; exit 75";
+    let gates = json!({"command": {"run": ["/bin/sh", "-c", script]}});
+    let gated = |gates: Value| {
+        Config::new()
+            .registry("staging", &scene.staging.url())
+            .registry("production", &scene.production.url())
+            .route("app", json!({"gates": gates}))
+    };
+    scene.ferry.write_config(&gated(gates));
+    scene.staging.push("app", "v1", &Image::oci(1, &[100]));
+    let daemon = scene.ferry.start_ready().await;
+    let view = why(&scene, "app:v1", 0).await;
+    assert_eq!(view["result"], "waiting", "{view:#}");
+    assert_eq!(view["reasons"], json!(["command: not yet"]));
+    let since = view["result_since"].clone();
+    assert_eq!(since, view["last"]["at"]);
+    scene.ferry.sync(&["--tag", "v1"]).await.expect(4);
+    assert_eq!(why(&scene, "app:v1", 0).await["result_since"], since);
+    let headline = async || {
+        let text = scene.run(&["why", "app:v1"]).await.expect(0).stdout;
+        let first = text.lines().find(|line| line.contains("in production"));
+        first.expect("a headline").to_owned()
+    };
+    let waits = headline().await;
+    assert!(
+        waits.contains(": waiting at the gate command since 20"),
+        "{waits}"
+    );
+
+    // A gate that was taken out keeps nothing.
+    scene.run(&["hold"]).await.expect(0);
+    scene.ferry.write_config(&gated(json!({})));
+    daemon.signal("HUP").await;
+    daemon.says("the config was read again").await;
+    let held = why(&scene, "app:v1", 0).await;
+    assert_eq!(held["result"], "held");
+    assert_eq!(held["gates"], json!([]));
+    let headline = headline().await;
+    assert!(headline.contains(": held since 20"), "{headline}");
+    drop(daemon);
+}
