@@ -1,8 +1,10 @@
 //! dregsy: `tasks` with a source, a target and mappings.
 
 use super::address;
-use super::outline::{Outline, Place, Remark, Route, Tags};
+use super::outline::Outline;
 use super::pair;
+use super::remark::Remark;
+use super::route::{Place, Route, Tags};
 use super::rules;
 use super::tree::{Map, Wrong};
 

@@ -2,8 +2,9 @@
 
 use super::Options;
 use super::address::{self, Address};
-use super::outline::{Outline, Route, Tags};
+use super::outline::Outline;
 use super::pair;
+use super::route::{Route, Tags};
 use super::rules;
 use super::tree::{self, Map, Wrong};
 use crate::config::yaml::{Node, Value};

@@ -8,7 +8,8 @@
 //! | file | what is there |
 //! |---|---|
 //! | `kind` | the formats, and which of them a text has |
-//! | `outline` | what all formats come to: registries and routes, with their comments |
+//! | `outline` | what all formats come to |
+//! | `registry`, `route`, `remark` | its registries, its routes with their places and rules, and the comments |
 //! | `settle` | what `check` refuses leaves the routes and becomes a comment |
 //! | `writer` | the outline as YAML |
 //! | `tree` | mappings and lists of a YAML document, each with its line |
@@ -25,7 +26,10 @@ mod kind;
 mod ocync;
 mod outline;
 mod pair;
+mod registry;
 mod regsync;
+mod remark;
+mod route;
 mod rules;
 mod script;
 mod settle;
@@ -36,7 +40,7 @@ mod tree;
 mod writer;
 
 pub use kind::Kind;
-pub use outline::Remark;
+pub use remark::Remark;
 pub use tree::Wrong;
 
 use crate::config::yaml::Node;

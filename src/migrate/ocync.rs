@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 
 use super::address;
-use super::outline::{Outline, Place, Remark, Route, Tags};
+use super::outline::Outline;
 use super::pair;
+use super::remark::Remark;
+use super::route::{Place, Route, Tags};
 use super::rules;
 use super::tree::{Map, Wrong};
 

@@ -4,13 +4,12 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::address;
+use super::registry::{self, Registry};
+use super::remark::{Remark, VERSIONS, add_missing};
+use super::route::{Place, Route, Tags};
 use super::tree::Map;
-use crate::fault::{clip, without_passwords};
+use crate::fault::clip;
 use crate::route::Pattern;
-
-/// What is a version differs from tool to tool.
-pub(super) const VERSIONS: &str = "ranges: only MAJOR.MINOR.PATCH is a version here, with or without a v, and a \
-     pre-release needs a range that names one; tags such as 1.27 need a rule of their own";
 
 /// Most routes of a config.
 const MOST_ROUTES: usize = 2000;
@@ -20,169 +19,6 @@ const MOST_REGISTRIES: usize = 500;
 
 /// The longest time between two looks that a config takes: 30 days.
 const LONGEST_POLL: u64 = 30 * 24 * 3600;
-
-/// What has no counterpart, or means something else here, and the way out.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Remark {
-    /// The line of the old file.
-    pub line: u64,
-    /// One line of text.
-    pub text: String,
-}
-
-impl Remark {
-    pub(super) fn new(line: u64, text: impl AsRef<str>) -> Remark {
-        Remark {
-            line,
-            text: clip(&without_passwords(text.as_ref()), 400),
-        }
-    }
-}
-
-/// A registry under the name that the config gives it.
-#[derive(Debug)]
-pub(super) struct Registry {
-    pub(super) name: String,
-    /// How references name it: `host` or `host:port`, perhaps with `${VARIABLES}`.
-    pub(super) host: String,
-    /// Where it is reached.
-    pub(super) address: String,
-    /// Plain HTTP.
-    pub(super) is_plain: bool,
-    has_variables: bool,
-    /// Further keys with their values.
-    pub(super) keys: Vec<(&'static str, String)>,
-    /// Keys that stand behind a `#`: their files are not there yet.
-    pub(super) later: Vec<(&'static str, String)>,
-    pub(super) remarks: Vec<Remark>,
-}
-
-impl Registry {
-    /// Sets a key, once.
-    pub(super) fn set(&mut self, key: &'static str, value: impl Into<String>) {
-        if !self.keys.iter().any(|(known, _)| *known == key) {
-            self.keys.push((key, value.into()));
-        }
-    }
-
-    pub(super) fn remark(&mut self, line: u64, text: impl AsRef<str>) {
-        let remark = Remark::new(line, text);
-        if !self.remarks.contains(&remark) {
-            self.remarks.push(remark);
-        }
-    }
-
-    /// The old file has a user's name and a password, or where they are.
-    pub(super) fn needs_password(&mut self, line: u64, found: &str) {
-        self.needs_secret(line, found, "a password", "password_file");
-        let name = ("username", "NAME".to_owned());
-        if !self.later.contains(&name) {
-            self.later.insert(0, name);
-        }
-    }
-
-    /// The old file has a token, or where it is.
-    pub(super) fn needs_token(&mut self, line: u64, found: &str) {
-        self.needs_secret(line, found, "a token", "token_file");
-    }
-
-    fn needs_secret(&mut self, line: u64, found: &str, what: &str, key: &'static str) {
-        let text = format!(
-            "{found}: no secret is written here. Put {what} into a file (mode 0600), name it with `{key}`, and take \
-             the # away; else the Docker config and its helpers are asked"
-        );
-        self.remark(line, text);
-        let path = (
-            key,
-            format!("/etc/blobferry/{}.secret", file_name(&self.name)),
-        );
-        if !self.later.contains(&path) {
-            self.later.push(path);
-        }
-    }
-}
-
-fn file_name(name: &str) -> String {
-    name.replace(
-        |c: char| !c.is_ascii_alphanumeric() && c != '-' && c != '.',
-        "-",
-    )
-}
-
-/// A repository, or a pattern of some, in a registry of the outline.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Place {
-    /// The position of the registry.
-    pub(super) registry: usize,
-    pub(super) repository: String,
-}
-
-/// Which tags a route takes.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Tags {
-    pub(super) include: Vec<String>,
-    pub(super) exclude: Vec<String>,
-    pub(super) newest: Option<u64>,
-    pub(super) at_least: Option<u64>,
-}
-
-impl Tags {
-    /// Every tag.
-    pub(super) fn all() -> Tags {
-        Tags::of(["*".to_owned()])
-    }
-
-    pub(super) fn of(include: impl IntoIterator<Item = String>) -> Tags {
-        Tags {
-            include: include.into_iter().collect(),
-            ..Tags::default()
-        }
-    }
-
-    /// `newest` leaves alone what is no version: such rules would take every tag there is.
-    pub(super) fn check_newest(&self, key: &str) -> Result<(), String> {
-        let is_of_versions = self.include.iter().all(|rule| rule.starts_with("semver:"));
-        match self.newest.is_some() && !is_of_versions {
-            true => Err(format!(
-                "{key} counts all tags, and `newest` versions (MAJOR.MINOR.PATCH) only, with all others beside them: \
-                 where the versions are meant, write `include: [\"semver:*\"]` and `newest`"
-            )),
-            false => Ok(()),
-        }
-    }
-
-    /// Adds the rules of another one, where that is the union of both.
-    fn join(&mut self, other: &Tags) -> bool {
-        let joins = self.exclude == other.exclude
-            && self.newest == other.newest
-            && self.at_least == other.at_least;
-        if joins {
-            add_missing(&mut self.include, &other.include);
-            if self.include.iter().any(|rule| rule == "*") {
-                self.include = vec!["*".to_owned()];
-            }
-        }
-        joins
-    }
-}
-
-fn add_missing<T: Clone + PartialEq>(list: &mut Vec<T>, more: &[T]) {
-    for item in more {
-        if !list.contains(item) {
-            list.push(item.clone());
-        }
-    }
-}
-
-/// A route.
-#[derive(Clone, Debug)]
-pub(super) struct Route {
-    pub(super) line: u64,
-    pub(super) from: Place,
-    pub(super) to: Vec<Place>,
-    pub(super) tags: Tags,
-    pub(super) remarks: Vec<Remark>,
-}
 
 /// What the old tool copies and the config does not.
 #[derive(Clone, Debug)]
@@ -230,17 +66,8 @@ impl Outline {
         if !has_room && is_host {
             return self.registry_named("", "");
         }
-        let name = self.free_name(&registry_name(&address::safe(name)));
-        self.registries.push(Registry {
-            name,
-            host: host.to_owned(),
-            address: host.to_owned(),
-            is_plain: is_loopback(host),
-            has_variables: false,
-            keys: Vec::new(),
-            later: Vec::new(),
-            remarks: Vec::new(),
-        });
+        let name = self.free_name(&registry::name_of(&address::safe(name)));
+        self.registries.push(Registry::new(name, host));
         self.registries.len() - 1
     }
 
@@ -428,14 +255,7 @@ impl Outline {
     fn tell_of_variables(&mut self) {
         for route in &self.routes {
             for place in route.to.iter().chain([&route.from]) {
-                let registry = &mut self.registries[place.registry];
-                if registry.address.contains("${") && !registry.has_variables {
-                    registry.has_variables = true;
-                    registry.remark(
-                        route.line,
-                        "the variables of the address must be set for the daemon, too",
-                    );
-                }
+                self.registries[place.registry].tell_of_variables(route.line);
             }
         }
     }
@@ -521,31 +341,4 @@ fn is_key(text: &str) -> bool {
 /// Letters of a repository, of patterns, captures and variables.
 fn is_of_repository(character: char) -> bool {
     character.is_ascii_alphanumeric() || "/._-*{}$:".contains(character)
-}
-
-/// The host as a name: letters, digits, `_ . -`.
-fn registry_name(host: &str) -> String {
-    let name: String = host
-        .chars()
-        .map(|c| {
-            if c.is_ascii_alphanumeric() || "_.-".contains(c) {
-                c
-            } else {
-                '-'
-            }
-        })
-        .collect();
-    let name = name.trim_start_matches(|c: char| !c.is_ascii_alphanumeric());
-    let name = name.replace("--", "-");
-    let name = name.get(..name.len().min(60)).unwrap_or_default();
-    match name.trim_end_matches(|c: char| !c.is_ascii_alphanumeric()) {
-        "" => "registry".to_owned(),
-        name => name.to_owned(),
-    }
-}
-
-/// Docker speaks plain HTTP with this machine.
-fn is_loopback(host: &str) -> bool {
-    host.parse::<crate::oci::Host>()
-        .is_ok_and(|host| host.is_loopback())
 }

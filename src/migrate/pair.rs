@@ -1,7 +1,9 @@
 //! One image to one image, as a route with one tag.
 
 use super::address::Address;
-use super::outline::{Outline, Place, Remark, Route, Tags};
+use super::outline::Outline;
+use super::remark::Remark;
+use super::route::{Place, Route, Tags};
 
 /// The route from one reference to another. Without a tag both are `latest`.
 ///

@@ -1,6 +1,6 @@
 //! Tag rules: expressions, ranges and globs of other tools as ours.
 
-use super::outline::{Remark, VERSIONS};
+use super::remark::{Remark, VERSIONS};
 use crate::oci::Tag;
 use crate::route::rules::TagRule;
 

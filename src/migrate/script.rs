@@ -2,8 +2,10 @@
 //! skopeo, crane, regctl or imagetools.
 
 use super::address::{self, Address};
-use super::outline::{Outline, Remark, Route, Tags};
+use super::outline::Outline;
 use super::pair;
+use super::remark::Remark;
+use super::route::{Route, Tags};
 use super::shell::{self, Command, Word};
 use super::tree::Wrong;
 use crate::config::yaml::Node;

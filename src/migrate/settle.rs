@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::kind::Kind;
-use super::outline::{Outline, Remark};
+use super::outline::Outline;
+use super::remark::Remark;
 use super::writer;
 use crate::config::Config;
 

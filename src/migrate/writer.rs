@@ -1,7 +1,10 @@
 //! The outline as YAML.
 
 use super::kind::Kind;
-use super::outline::{Outline, Registry, Remark, Route};
+use super::outline::Outline;
+use super::registry::Registry;
+use super::remark::Remark;
+use super::route::Route;
 
 /// The longest name of a route.
 const LONGEST_NAME: usize = 128;
