@@ -10,9 +10,7 @@ use super::tree::{Map, Wrong};
 
 /// Reads the file.
 pub(super) fn read(root: &Map<'_>, outline: &mut Outline) -> Result<(), Wrong> {
-    let unmatched = outline.unmatched(
-        root,
-        &["tasks"],
+    let unmatched = root.unmatched(&["tasks"],
         &[
             ("relay", "no engine and no other program is needed"),
             ("docker", "no engine is needed"),
@@ -31,8 +29,7 @@ pub(super) fn read(root: &Map<'_>, outline: &mut Outline) -> Result<(), Wrong> {
 
 fn task(task: &Map<'_>, outline: &mut Outline) -> Result<(), Wrong> {
     const KNOWN: [&str; 5] = ["name", "interval", "source", "target", "mappings"];
-    let unmatched = outline.unmatched(
-        task,
+    let unmatched = task.unmatched(
         &KNOWN,
         &[
             ("verbose", "`-v` logs more"),
@@ -75,7 +72,7 @@ fn side<'a>(task: &Map<'a>, key: &str, outline: &mut Outline) -> Result<Side<'a>
         return Err(Wrong::at(task.at, format!("has no `{key}`")));
     };
     const KNOWN: [&str; 4] = ["registry", "auth", "skip-tls-verify", "auth-refresh"];
-    let unmatched = outline.unmatched(&map, &KNOWN, &[]);
+    let unmatched = map.unmatched(&KNOWN, &[]);
     let (host, path) = address::host_and_path(map.needed("registry")?);
     let position = outline.registry(host);
     let registry = &mut outline.registries[position];
@@ -110,11 +107,7 @@ fn entry(
     outline: &mut Outline,
 ) -> Result<(), Wrong> {
     const WITHOUT: [(&str, &str); 1] = [("preserve-digests", "a digest never changes")];
-    let mut remarks = outline.unmatched(
-        map,
-        &["from", "to", "tags", "platform", "digests"],
-        &WITHOUT,
-    );
+    let mut remarks = map.unmatched(&["from", "to", "tags", "platform", "digests"], &WITHOUT);
     let line = map.line();
     if map
         .text("platform")?

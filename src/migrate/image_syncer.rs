@@ -19,7 +19,7 @@ pub(super) fn read(
     if let (None, None) = parts {
         return entries(root, options, outline);
     }
-    let unmatched = outline.unmatched(root, &["auth", "images"], &[]);
+    let unmatched = root.unmatched(&["auth", "images"], &[]);
     outline.remarks.extend(unmatched);
     for part in [parts.0, parts.1].into_iter().flatten() {
         entries(&part, options, outline)?;
@@ -44,7 +44,7 @@ fn entries(map: &Map<'_>, options: Options<'_>, outline: &mut Outline) -> Result
 }
 
 fn login(key: &str, map: &Map<'_>, outline: &mut Outline) -> Result<(), Wrong> {
-    let unmatched = outline.unmatched(map, &["username", "password", "insecure"], &[]);
+    let unmatched = map.unmatched(&["username", "password", "insecure"], &[]);
     let (host, path) = address::host_and_path(key);
     let position = outline.registry(host);
     let registry = &mut outline.registries[position];

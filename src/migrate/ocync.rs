@@ -29,7 +29,7 @@ pub(super) fn read(root: &Map<'_>, outline: &mut Outline) -> Result<(), Wrong> {
         "mappings",
         "global",
     ];
-    let unknown = outline.unmatched(root, &KNOWN, &[]);
+    let unknown = root.unmatched(&KNOWN, &[]);
     outline.remarks.extend(unknown);
     let mut names = Names::default();
     if let Some(registries) = root.map("registries")? {
@@ -44,8 +44,7 @@ pub(super) fn read(root: &Map<'_>, outline: &mut Outline) -> Result<(), Wrong> {
         }
     }
     if let Some(global) = root.map("global")? {
-        let unmatched = outline.unmatched(
-            &global,
+        let unmatched = global.unmatched(
             &[],
             &[
                 (
@@ -64,8 +63,7 @@ pub(super) fn read(root: &Map<'_>, outline: &mut Outline) -> Result<(), Wrong> {
     }
     let defaults = root.map("defaults")?;
     if let Some(defaults) = &defaults {
-        let unmatched = outline.unmatched(
-            defaults,
+        let unmatched = defaults.unmatched(
             &["source", "targets", "tags", "artifacts", "platforms"],
             &[],
         );
@@ -97,7 +95,7 @@ fn registry(
         "head_first",
         "a poll costs the listings, not a request for each tag",
     )];
-    let unmatched = outline.unmatched(map, &KNOWN, &WITHOUT);
+    let unmatched = map.unmatched(&KNOWN, &WITHOUT);
     let url = map.needed("url")?;
     let (host, path) = address::host_and_path(url);
     let position = outline.registry_named(name, host);
@@ -151,8 +149,7 @@ fn artifacts(map: &Map<'_>, outline: &mut Outline) -> Result<(), Wrong> {
     let Some(artifacts) = map.map("artifacts")? else {
         return Ok(());
     };
-    let unmatched = outline.unmatched(
-        &artifacts,
+    let unmatched = artifacts.unmatched(
         &[],
         &[
             ("enabled", "referrers always travel"),
@@ -186,7 +183,7 @@ fn entry(
         "artifacts",
         "platforms",
     ];
-    let mut remarks = outline.unmatched(map, &KNOWN, &[]);
+    let mut remarks = map.unmatched(&KNOWN, &[]);
     remarks.extend(platforms(map));
     artifacts(map, outline)?;
     let line = map.line();
@@ -213,7 +210,7 @@ fn entry(
         defaults: of_defaults,
     };
     let what = format!("{from} -> {to}");
-    let selected = tags_of(&rules, line, outline)?;
+    let selected = tags_of(&rules, line)?;
     let found = selected.and_then(|(tags, told)| {
         remarks.extend(told);
         let registry = source.and_then(|name| names.registries.get(name));
@@ -288,7 +285,7 @@ impl<'a> Layers<'a> {
 }
 
 /// A tag must match `glob` and lie within `semver`; `include` adds tags that need neither.
-fn tags_of(map: &Layers<'_>, of_mapping: u64, outline: &mut Outline) -> Result<Rules, Wrong> {
+fn tags_of(map: &Layers<'_>, of_mapping: u64) -> Result<Rules, Wrong> {
     const KNOWN: [&str; 8] = [
         "glob",
         "semver",
@@ -305,7 +302,7 @@ fn tags_of(map: &Layers<'_>, of_mapping: u64, outline: &mut Outline) -> Result<R
     )];
     let mut remarks = Vec::new();
     for layer in map.all() {
-        remarks.extend(outline.unmatched(layer, &KNOWN, &WITHOUT));
+        remarks.extend(layer.unmatched(&KNOWN, &WITHOUT));
     }
     let globs = map.texts("glob")?;
     let range = map.text("semver")?;

@@ -7,8 +7,6 @@ use super::address;
 use super::registry::{self, Registry};
 use super::remark::{Remark, VERSIONS, add_missing};
 use super::route::{Place, Route, Tags};
-use super::tree::Map;
-use crate::fault::clip;
 use crate::route::Pattern;
 
 /// Most routes of a config.
@@ -83,10 +81,7 @@ impl Outline {
     }
 
     pub(super) fn remark(&mut self, line: u64, text: impl AsRef<str>) {
-        let remark = Remark::new(line, text);
-        if !self.remarks.contains(&remark) {
-            self.remarks.push(remark);
-        }
+        add_missing(&mut self.remarks, &[Remark::new(line, text)]);
     }
 
     pub(super) fn refuse(&mut self, line: u64, what: impl AsRef<str>, reason: impl AsRef<str>) {
@@ -101,29 +96,6 @@ impl Outline {
     pub(super) fn poll_every(&mut self, seconds: u64) {
         let seconds = seconds.clamp(1, LONGEST_POLL);
         self.poll = Some(self.poll.map_or(seconds, |known| known.min(seconds)));
-    }
-
-    /// A remark for each key that is in `without`, with its reason, or that is not `known`.
-    pub(super) fn unmatched(
-        &mut self,
-        map: &Map<'_>,
-        known: &[&str],
-        without: &[(&str, &str)],
-    ) -> Vec<Remark> {
-        let mut remarks = Vec::new();
-        for (key, _) in map.entries() {
-            if known.contains(&key) || key.starts_with("x-") || !map.has(key) {
-                continue;
-            }
-            let reason = without.iter().find(|(name, _)| *name == key);
-            let text = match reason {
-                Some((_, reason)) => format!("{key}: {reason}"),
-                None if is_key(key) => format!("{}: is not known and left out", clip(key, 60)),
-                None => "a key that is no word is not known and left out".to_owned(),
-            };
-            remarks.push(Remark::new(map.line_of(key), text));
-        }
-        remarks
     }
 
     /// Adds a route, or joins it with that of the same source: a source repository has one route.
@@ -331,11 +303,6 @@ impl Outline {
         });
         told.cloned().chain(refused).collect()
     }
-}
-
-fn is_key(text: &str) -> bool {
-    text.chars()
-        .all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c))
 }
 
 /// Letters of a repository, of patterns, captures and variables.

@@ -1,6 +1,6 @@
 //! A registry of the config, with what is told of it.
 
-use super::remark::Remark;
+use super::remark::{Remark, add_missing};
 use crate::oci::Host;
 
 /// A registry under the name that the config gives it.
@@ -44,10 +44,7 @@ impl Registry {
     }
 
     pub(super) fn remark(&mut self, line: u64, text: impl AsRef<str>) {
-        let remark = Remark::new(line, text);
-        if !self.remarks.contains(&remark) {
-            self.remarks.push(remark);
-        }
+        add_missing(&mut self.remarks, &[Remark::new(line, text)]);
     }
 
     /// Told once, with the line of the first route.

@@ -75,7 +75,7 @@ const SYNC: [&str; 7] = [
 
 /// Reads the file.
 pub(super) fn read(root: &Map<'_>, outline: &mut Outline) -> Result<(), Wrong> {
-    let unknown = outline.unmatched(root, &["version", "creds", "defaults", "sync"], &[]);
+    let unknown = root.unmatched(&["version", "creds", "defaults", "sync"], &[]);
     outline.remarks.extend(unknown);
     if root.text("version")?.is_some_and(|version| version != "1") {
         return Err(Wrong::at(root.at, "is no file of version 1"));
@@ -84,7 +84,7 @@ pub(super) fn read(root: &Map<'_>, outline: &mut Outline) -> Result<(), Wrong> {
         login(&creds, outline)?;
     }
     if let Some(defaults) = root.map("defaults")? {
-        let remarks = unmatched(&defaults, &["interval"], outline);
+        let remarks = unmatched(&defaults, &["interval"]);
         outline.remarks.extend(remarks);
         interval(&defaults, outline)?;
     }
@@ -95,9 +95,9 @@ pub(super) fn read(root: &Map<'_>, outline: &mut Outline) -> Result<(), Wrong> {
 }
 
 /// Remarks on what has no counterpart in `defaults` and in `sync`.
-fn unmatched(map: &Map<'_>, known: &[&str], outline: &mut Outline) -> Vec<Remark> {
+fn unmatched(map: &Map<'_>, known: &[&str]) -> Vec<Remark> {
     let known = [known, &PLATFORMS].concat();
-    let mut remarks = outline.unmatched(map, &known, &WITHOUT);
+    let mut remarks = map.unmatched(&known, &WITHOUT);
     let platforms = PLATFORMS.into_iter().filter(|key| map.has(key));
     remarks.extend(platforms.map(|key| pair::platform_remark(map.line_of(key), key)));
     remarks
@@ -162,7 +162,7 @@ fn login(creds: &Map<'_>, outline: &mut Outline) -> Result<(), Wrong> {
         "reqConcurrent",
         "scheme",
     ];
-    let unmatched = outline.unmatched(creds, &KNOWN, &WITHOUT);
+    let unmatched = creds.unmatched(&KNOWN, &WITHOUT);
     let name = template(creds.needed("registry")?)
         .map_err(|reason| Wrong::at(creds.at, format!("`registry`: {reason}")))?;
     let host = match creds.text("hostname")? {
@@ -269,7 +269,7 @@ fn template(text: &str) -> Result<String, String> {
 
 fn entry(sync: &Map<'_>, outline: &mut Outline) -> Result<(), Wrong> {
     let line = sync.line();
-    let remarks = unmatched(sync, &SYNC, outline);
+    let remarks = unmatched(sync, &SYNC);
     interval(sync, outline)?;
     let source = sync.needed("source")?;
     let target = sync.needed("target")?;

@@ -7,12 +7,12 @@ use super::tree::{Map, Wrong};
 
 /// Reads the file.
 pub(super) fn read(root: &Map<'_>, outline: &mut Outline) -> Result<(), Wrong> {
-    let unmatched = outline.unmatched(root, &["target", "sources", "images"], &[]);
+    let unmatched = root.unmatched(&["target", "sources", "images"], &[]);
     outline.remarks.extend(unmatched);
     let Some(target) = root.map("target")? else {
         return Err(Wrong::at(root.at, "has no `target`"));
     };
-    let unmatched = outline.unmatched(&target, &["host", "repository", "auth"], &[]);
+    let unmatched = target.unmatched(&["host", "repository", "auth"], &[]);
     outline.remarks.extend(unmatched);
     let (host, path) = host_of(&target)?;
     let prefix = target.text("repository")?.unwrap_or_default();
@@ -49,11 +49,7 @@ fn login(map: &Map<'_>, host: &str, outline: &mut Outline) {
 }
 
 fn entry(source: &Map<'_>, host: &str, prefix: &str, outline: &mut Outline) -> Result<(), Wrong> {
-    let remarks = outline.unmatched(
-        source,
-        &["repository", "host", "tag", "digest", "auth"],
-        &[],
-    );
+    let remarks = source.unmatched(&["repository", "host", "tag", "digest", "auth"], &[]);
     let repository = source.needed("repository")?;
     let (own_host, path) = host_of(source)?;
     login(source, &own_host, outline);

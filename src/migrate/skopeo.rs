@@ -50,7 +50,7 @@ fn source(
         "tls-verify",
         "cert-dir",
     ];
-    let unmatched = outline.unmatched(map, &KNOWN, &[]);
+    let unmatched = map.unmatched(&KNOWN, &[]);
     let (host, path) = address::host_and_path(host);
     let side = Side {
         registry: outline.registry(host),

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use super::address;
+use super::remark::Remark;
 use crate::config::Position;
 use crate::config::yaml::{self, Node, Value};
 use crate::fault::clip;
@@ -103,6 +104,24 @@ impl<'a> Map<'a> {
         (!matches!(node.value, Value::Null)).then_some(*node)
     }
 
+    /// A remark for each key that is in `without`, with its reason, or that is not `known`.
+    pub(super) fn unmatched(&self, known: &[&str], without: &[(&str, &str)]) -> Vec<Remark> {
+        let mut remarks = Vec::new();
+        for (key, _) in self.entries() {
+            if known.contains(&key) || key.starts_with("x-") || !self.has(key) {
+                continue;
+            }
+            let reason = without.iter().find(|(name, _)| *name == key);
+            let text = match reason {
+                Some((_, reason)) => format!("{key}: {reason}"),
+                None if is_key(key) => format!("{}: is not known and left out", clip(key, 60)),
+                None => "a key that is no word is not known and left out".to_owned(),
+            };
+            remarks.push(Remark::new(self.line_of(key), text));
+        }
+        remarks
+    }
+
     /// One value.
     pub(super) fn text(&self, key: &str) -> Result<Option<&'a str>, Wrong> {
         self.get(key).map(|node| text(node, key)).transpose()
@@ -168,6 +187,11 @@ impl<'a> Map<'a> {
     pub(super) fn map(&self, key: &str) -> Result<Option<Map<'a>>, Wrong> {
         self.get(key).map(|node| Map::of(node, key)).transpose()
     }
+}
+
+fn is_key(text: &str) -> bool {
+    text.chars()
+        .all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c))
 }
 
 /// A list, or one value as a list of one.
