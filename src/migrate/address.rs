@@ -41,13 +41,9 @@ pub(super) fn parse(text: &str) -> Result<Address, String> {
     };
     let (host, repository) = split_host(&text[..end], &mask[..end]);
     check(host, repository, tag.as_deref())?;
-    let repository = match host == HUB && !repository.contains('/') {
-        true => format!("library/{repository}"),
-        false => repository.to_owned(),
-    };
     Ok(Address {
         host: host.to_owned(),
-        repository,
+        repository: in_library(host, repository),
         tag,
         digest,
     })
@@ -68,6 +64,22 @@ pub(super) fn host_and_path(text: &str) -> (&str, &str) {
             (of_hub(&text[..at]), &text[at + 1..])
         }
         None => (of_hub(text), ""),
+    }
+}
+
+/// A repository below a path; an empty path is none.
+pub(super) fn below(path: &str, repository: &str) -> String {
+    match path.is_empty() {
+        true => repository.to_owned(),
+        false => format!("{path}/{repository}"),
+    }
+}
+
+/// A single name at Docker Hub lies in `library`.
+pub(super) fn in_library(host: &str, repository: &str) -> String {
+    match host == HUB && !repository.contains('/') {
+        true => format!("library/{repository}"),
+        false => repository.to_owned(),
     }
 }
 

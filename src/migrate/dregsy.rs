@@ -3,9 +3,8 @@
 use super::address;
 use super::outline::Outline;
 use super::pair;
-use super::remark::Remark;
 use super::route::{Place, Route, Tags};
-use super::rules;
+use super::rules::{self, Selected};
 use super::tree::{Map, Wrong};
 
 /// Reads the file.
@@ -55,14 +54,10 @@ struct Side<'a> {
 }
 
 impl Side<'_> {
-    fn place(&self, repository: String) -> Place {
-        let repository = match self.path.is_empty() {
-            true => repository,
-            false => format!("{}/{repository}", self.path),
-        };
+    fn place(&self, repository: &str) -> Place {
         Place {
             registry: self.registry,
-            repository,
+            repository: address::below(self.path, repository),
         }
     }
 }
@@ -119,11 +114,7 @@ fn entry(
     let to = map.text("to")?.map(str::trim).filter(|to| !to.is_empty());
     let rules = map.texts("tags")?;
     for _ in map.list("digests") {
-        outline.refuse(
-            map.line_of("digests"),
-            from,
-            "names a digest, and a route names tags: `blobferry copy SRC@DIGEST DST:TAG` copies it once",
-        );
+        outline.refuse(map.line_of("digests"), from, pair::OF_DIGEST);
     }
     if rules.is_empty() && map.has("digests") {
         return Ok(());
@@ -137,8 +128,8 @@ fn entry(
         let (from, to) = repositories(from, to)?;
         Ok(Route {
             line,
-            from: source.place(from),
-            to: vec![target.place(to)],
+            from: source.place(&from),
+            to: vec![target.place(&to)],
             tags,
             remarks,
         })
@@ -173,21 +164,15 @@ fn repositories(from: &str, to: Option<&str>) -> Result<(String, String), String
     Ok((pattern, to))
 }
 
-type Rules = Result<(Tags, Vec<Remark>), String>;
-
 /// The rules of a mapping: a tag needs one of them, and every `keep:`.
-fn tags(texts: &[&str], line: u64, outline: &mut Outline, what: &str) -> Rules {
+fn tags(texts: &[&str], line: u64, outline: &mut Outline, what: &str) -> Result<Selected, String> {
     let mut tags = Tags::default();
     let mut remarks = Vec::new();
     let mut is_only_digests = !texts.is_empty();
     for text in texts {
         let text = text.trim();
         if text.contains('@') {
-            outline.refuse(
-                line,
-                what,
-                "names a digest, and a route names tags: `blobferry copy SRC@DIGEST DST:TAG` copies it once",
-            );
+            outline.refuse(line, what, pair::OF_DIGEST);
             continue;
         }
         is_only_digests = false;

@@ -140,7 +140,7 @@ fn routes(
     let (to, wanted) = split(&named)?;
     let tags = match (chosen, wanted) {
         (Chosen::Digest, _) | (_, Chosen::Digest) => {
-            return Err("names a digest, and a route names tags: `blobferry copy SRC@DIGEST DST:TAG` copies it once".into());
+            return Err(pair::OF_DIGEST.into());
         }
         (Chosen::All, Chosen::All) => Tags::all(),
         (Chosen::Expression(expression), Chosen::All) => {

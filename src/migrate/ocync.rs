@@ -7,7 +7,7 @@ use super::outline::Outline;
 use super::pair;
 use super::remark::Remark;
 use super::route::{Place, Route, Tags};
-use super::rules;
+use super::rules::{self, Selected};
 use super::tree::{Map, Wrong};
 
 /// What ocync leaves out unasked.
@@ -253,8 +253,6 @@ fn targets_of(targets: &[&str], names: &Names) -> Result<Vec<usize>, String> {
     }
 }
 
-type Rules = Result<(Tags, Vec<Remark>), String>;
-
 /// The rules of a mapping above those of `defaults`: each key on its own, `exclude` from both.
 struct Layers<'a> {
     own: Option<Map<'a>>,
@@ -285,7 +283,7 @@ impl<'a> Layers<'a> {
 }
 
 /// A tag must match `glob` and lie within `semver`; `include` adds tags that need neither.
-fn tags_of(map: &Layers<'_>, of_mapping: u64) -> Result<Rules, Wrong> {
+fn tags_of(map: &Layers<'_>, of_mapping: u64) -> Result<Result<Selected, String>, Wrong> {
     const KNOWN: [&str; 8] = [
         "glob",
         "semver",
@@ -387,7 +385,7 @@ fn all(globs: &[&str], key: &str) -> Result<Vec<String>, String> {
 }
 
 /// The tags that match `glob` and lie within `semver`.
-fn pool(globs: &[&str], range: Option<&str>, line: u64) -> Rules {
+fn pool(globs: &[&str], range: Option<&str>, line: u64) -> Result<Selected, String> {
     let Some(range) = range else {
         let include = match globs.is_empty() {
             true => vec!["*".to_owned()],

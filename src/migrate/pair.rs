@@ -5,6 +5,10 @@ use super::outline::Outline;
 use super::remark::Remark;
 use super::route::{Place, Route, Tags};
 
+/// Why a digest becomes no route.
+pub(super) const OF_DIGEST: &str =
+    "names a digest, and a route names tags: `blobferry copy SRC@DIGEST DST:TAG` copies it once";
+
 /// The route from one reference to another. Without a tag both are `latest`.
 ///
 /// # Errors
@@ -16,7 +20,7 @@ pub(super) fn route(
     outline: &mut Outline,
 ) -> Result<Route, String> {
     if source.digest.is_some() || target.digest.is_some() {
-        return Err("names a digest, and a route names tags: `blobferry copy SRC@DIGEST DST:TAG` copies it once".into());
+        return Err(OF_DIGEST.into());
     }
     let tag = source.tag.as_deref().unwrap_or("latest");
     let wanted = target.tag.as_deref().unwrap_or("latest");

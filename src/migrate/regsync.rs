@@ -7,7 +7,7 @@ use super::outline::Outline;
 use super::pair;
 use super::remark::Remark;
 use super::route::{Place, Route, Tags};
-use super::rules;
+use super::rules::{self, Selected};
 use super::tree::{Map, Wrong};
 
 /// Keys of `defaults` and of `sync` that have no counterpart.
@@ -383,7 +383,7 @@ fn registry(
         },
         to: vec![Place {
             registry: outline.registry(host),
-            repository: below(path, &rules::captured(&pattern)),
+            repository: address::below(path, &rules::captured(&pattern)),
         }],
         tags: tags.clone(),
         remarks: remarks.clone(),
@@ -394,17 +394,8 @@ fn registry(
     Ok(first.ok_or_else(|| "repos.allow is empty".to_owned()))
 }
 
-fn below(path: &str, repository: &str) -> String {
-    match path.is_empty() {
-        true => repository.to_owned(),
-        false => format!("{path}/{repository}"),
-    }
-}
-
-type Rules = Result<(Tags, Vec<Remark>), String>;
-
 /// The rules of `tags` and of `tagSets`, which add up.
-fn tags_of(sync: &Map<'_>) -> Result<Rules, Wrong> {
+fn tags_of(sync: &Map<'_>) -> Result<Result<Selected, String>, Wrong> {
     let mut sets = sync.maps("tagSets")?;
     if sync.has("tags") || sets.is_empty() {
         sets.extend(sync.map("tags")?);
@@ -435,7 +426,7 @@ fn tags_of(sync: &Map<'_>) -> Result<Rules, Wrong> {
 }
 
 /// A tag must pass the ranges, then `allow`, then `deny`.
-fn one_set(set: &Map<'_>) -> Result<Rules, Wrong> {
+fn one_set(set: &Map<'_>) -> Result<Result<Selected, String>, Wrong> {
     let allow = set.texts("allow")?;
     let deny = set.texts("deny")?;
     let ranges = set.texts("semverRange")?;
@@ -443,7 +434,7 @@ fn one_set(set: &Map<'_>) -> Result<Rules, Wrong> {
     Ok(selected(&allow, &deny, &ranges, line))
 }
 
-fn selected(allow: &[&str], deny: &[&str], ranges: &[&str], line: u64) -> Rules {
+fn selected(allow: &[&str], deny: &[&str], ranges: &[&str], line: u64) -> Result<Selected, String> {
     let mut tags = Tags::default();
     let mut remarks = Vec::new();
     let allowed: Vec<String> = allow

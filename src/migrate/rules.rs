@@ -1,8 +1,12 @@
 //! Tag rules: expressions, ranges and globs of other tools as ours.
 
 use super::remark::{Remark, VERSIONS};
+use super::route::Tags;
 use crate::oci::Tag;
 use crate::route::rules::TagRule;
+
+/// Which tags a route takes, and what there is to say of it.
+pub(super) type Selected = (Tags, Vec<Remark>);
 
 /// What a range of another tool comes to.
 #[derive(Debug, Default, PartialEq, Eq)]

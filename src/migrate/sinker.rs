@@ -16,28 +16,23 @@ pub(super) fn read(root: &Map<'_>, outline: &mut Outline) -> Result<(), Wrong> {
     outline.remarks.extend(unmatched);
     let (host, path) = host_of(&target)?;
     let prefix = target.text("repository")?.unwrap_or_default();
-    let prefix = format!("{path}{}", prefix.trim_matches('/'));
-    login(&target, &host, outline);
+    let prefix = address::below(path, prefix.trim_matches('/'));
+    login(&target, host, outline);
     for key in ["sources", "images"] {
         for source in root.maps(key)? {
-            entry(&source, &host, prefix.trim_end_matches('/'), outline)?;
+            entry(&source, host, prefix.trim_end_matches('/'), outline)?;
         }
     }
     Ok(())
 }
 
-/// The host, and a path behind it with its slash.
-fn host_of(map: &Map<'_>) -> Result<(String, String), Wrong> {
+/// The host, and a path behind it.
+fn host_of<'a>(map: &Map<'a>) -> Result<(&'a str, &'a str), Wrong> {
     let host = map
         .text("host")?
         .map(str::trim)
         .filter(|host| !host.is_empty());
-    let (host, path) = address::host_and_path(host.unwrap_or(address::HUB));
-    let path = match path.is_empty() {
-        true => String::new(),
-        false => format!("{path}/"),
-    };
-    Ok((host.to_owned(), path))
+    Ok(address::host_and_path(host.unwrap_or(address::HUB)))
 }
 
 /// `auth` names variables of the environment.
@@ -52,13 +47,10 @@ fn entry(source: &Map<'_>, host: &str, prefix: &str, outline: &mut Outline) -> R
     let remarks = source.unmatched(&["repository", "host", "tag", "digest", "auth"], &[]);
     let repository = source.needed("repository")?;
     let (own_host, path) = host_of(source)?;
-    login(source, &own_host, outline);
+    login(source, own_host, outline);
     let tag = source.text("tag")?.map(str::to_owned);
-    let what = format!("{own_host}/{path}{repository}");
-    let target = match prefix.is_empty() {
-        true => format!("{host}/{repository}"),
-        false => format!("{host}/{prefix}/{repository}"),
-    };
+    let what = format!("{own_host}/{}", address::below(path, repository));
+    let target = format!("{host}/{}", address::below(prefix, repository));
     let line = source.line();
     if source.has("digest") {
         outline.refuse(

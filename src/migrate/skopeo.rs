@@ -127,7 +127,7 @@ impl Side<'_> {
             outline.refuse(
                 line,
                 format!("{}/{repository}@{digest}", self.host),
-                "names a digest, and a route names tags: `blobferry copy SRC@DIGEST DST:TAG` copies it once",
+                pair::OF_DIGEST,
             );
         }
         let rules = match (tags.is_empty(), digests.is_empty()) {
@@ -150,11 +150,8 @@ impl Side<'_> {
         line: u64,
         outline: &mut Outline,
     ) {
-        let from = match (self.path, repository.contains('/')) {
-            ("", false) if self.host == address::HUB => format!("library/{repository}"),
-            ("", _) => repository.to_owned(),
-            (path, _) => format!("{path}/{repository}"),
-        };
+        let from = address::below(self.path, repository);
+        let from = address::in_library(self.host, &from);
         let tags = match tags {
             Ok(tags) => tags,
             Err(reason) => {
@@ -167,13 +164,9 @@ impl Side<'_> {
             true => format!("{}/{from}", self.host),
             false => from.rsplit('/').next().unwrap_or(&from).to_owned(),
         };
-        let repository = match path.is_empty() {
-            true => name,
-            false => format!("{path}/{name}"),
-        };
         let to = Place {
             registry: outline.registry(host),
-            repository,
+            repository: address::below(path, &name),
         };
         outline.add(Route {
             line,
