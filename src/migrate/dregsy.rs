@@ -134,10 +134,7 @@ fn entry(
             remarks,
         })
     });
-    match found {
-        Ok(route) => outline.add(route),
-        Err(reason) => outline.refuse(line, from, reason),
-    }
+    outline.add_found(line, from, found);
     Ok(())
 }
 

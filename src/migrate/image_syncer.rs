@@ -15,7 +15,7 @@ pub(super) fn read(
     options: Options<'_>,
     outline: &mut Outline,
 ) -> Result<(), Wrong> {
-    let parts = (section(root, "auth")?, section(root, "images")?);
+    let parts = (root.map("auth")?, root.map("images")?);
     if let (None, None) = parts {
         return entries(root, options, outline);
     }
@@ -25,11 +25,6 @@ pub(super) fn read(
         entries(&part, options, outline)?;
     }
     Ok(())
-}
-
-/// A part of a file that holds both.
-fn section<'a>(root: &Map<'a>, key: &str) -> Result<Option<Map<'a>>, Wrong> {
-    root.map(key)
 }
 
 fn entries(map: &Map<'_>, options: Options<'_>, outline: &mut Outline) -> Result<(), Wrong> {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::address;
-use super::outline::Outline;
+use super::outline::{Outline, Stop};
 use super::pair;
 use super::remark::Remark;
 use super::route::{Place, Route, Tags};
@@ -12,6 +12,15 @@ use super::tree::{Map, Wrong};
 
 /// What ocync leaves out unasked.
 const PRE_RELEASES: &str = "/(?i)-(rc|alpha|beta|pre|snapshot|nightly)/";
+
+const NARROWED: &str = "tags.include: here `exclude` counts for these tags too: what it takes of them needs another rule";
+
+const TAKES_PRE_RELEASES: &str = "tags.include: names pre-releases. ocync leaves -rc, -alpha, -beta, -pre, -snapshot \
+     and -nightly out of its other rules; here `exclude` takes them from this one too: copy the ones that are meant \
+     with `blobferry copy`";
+
+const NEWEST: &str = "tags.latest: `newest` counts versions (MAJOR.MINOR.PATCH); other tags that the rules take are not \
+     counted";
 
 /// Names of the file with what they stand for.
 #[derive(Default)]
@@ -186,56 +195,53 @@ fn entry(
     let mut remarks = map.unmatched(&KNOWN, &[]);
     remarks.extend(platforms(map));
     artifacts(map, outline)?;
-    let line = map.line();
     let from = map.needed("from")?;
     let to = map.text("to")?.unwrap_or(from);
+    match route(map, defaults, names, (from, to)) {
+        Ok(mut route) => {
+            remarks.append(&mut route.remarks);
+            outline.add(Route { remarks, ..route });
+        }
+        Err(stop) => outline.refuse(map.line(), format!("{from} -> {to}"), stop.reason()?),
+    }
+    Ok(())
+}
+
+fn route(
+    map: &Map<'_>,
+    defaults: Option<&Map<'_>>,
+    names: &Names,
+    (from, to): (&str, &str),
+) -> Result<Route, Stop> {
     let own_or_default = |key: &str| match map.has(key) {
         true => Some(map),
         false => defaults.filter(|defaults| defaults.has(key)),
     };
-    let source = match own_or_default("source") {
-        Some(map) => map.text("source")?,
-        None => None,
-    };
-    let targets = match own_or_default("targets") {
-        Some(map) => map.texts("targets")?,
-        None => Vec::new(),
-    };
-    let of_defaults = match defaults {
-        Some(defaults) => defaults.map("tags")?,
-        None => None,
-    };
-    let rules = Layers {
+    let source = own_or_default("source").map_or(Ok(None), |map| map.text("source"))?;
+    let targets = own_or_default("targets").map_or(Ok(Vec::new()), |map| map.texts("targets"))?;
+    let layers = Layers {
         own: map.map("tags")?,
-        defaults: of_defaults,
+        defaults: defaults.map_or(Ok(None), |defaults| defaults.map("tags"))?,
     };
-    let what = format!("{from} -> {to}");
-    let selected = tags_of(&rules, line)?;
-    let found = selected.and_then(|(tags, told)| {
-        remarks.extend(told);
-        let registry = source.and_then(|name| names.registries.get(name));
-        let targets = targets_of(&targets, names);
-        let from = Place {
-            registry: *registry.ok_or("source: names no registry of the file")?,
-            repository: from.to_owned(),
-        };
-        let to = targets?.into_iter().map(|registry| Place {
+    let (tags, remarks) = tags_of(&layers, map.line())?;
+    let registry = source.and_then(|name| names.registries.get(name));
+    let from = Place {
+        registry: *registry.ok_or("source: names no registry of the file")?,
+        repository: from.to_owned(),
+    };
+    let to = targets_of(&targets, names)?
+        .into_iter()
+        .map(|registry| Place {
             registry,
             repository: to.to_owned(),
         });
-        Ok(Route {
-            line,
-            from,
-            to: to.collect(),
-            tags,
-            remarks,
-        })
-    });
-    match found {
-        Ok(route) => outline.add(route),
-        Err(reason) => outline.refuse(line, what, reason),
-    }
-    Ok(())
+    Ok(Route {
+        line: map.line(),
+        from,
+        to: to.collect(),
+        tags,
+        remarks,
+    })
 }
 
 fn targets_of(targets: &[&str], names: &Names) -> Result<Vec<usize>, String> {
@@ -282,8 +288,80 @@ impl<'a> Layers<'a> {
     }
 }
 
-/// A tag must match `glob` and lie within `semver`; `include` adds tags that need neither.
-fn tags_of(map: &Layers<'_>, of_mapping: u64) -> Result<Result<Selected, String>, Wrong> {
+/// What a mapping says of its tags.
+struct Given<'a> {
+    globs: Vec<&'a str>,
+    range: Option<&'a str>,
+    include: Vec<&'a str>,
+    exclude: Vec<&'a str>,
+    sort: Option<&'a str>,
+    newest: Option<u64>,
+    at_least: Option<u64>,
+}
+
+impl<'a> Given<'a> {
+    fn of(layers: &Layers<'a>) -> Result<Given<'a>, Wrong> {
+        let mut exclude = Vec::new();
+        for layer in layers.all() {
+            exclude.extend(layer.texts("exclude")?);
+        }
+        Ok(Given {
+            globs: layers.texts("glob")?,
+            range: layers.text("semver")?,
+            include: layers.texts("include")?,
+            exclude,
+            sort: layers.text("sort")?,
+            newest: layers.number("latest")?,
+            at_least: layers.number("min_tags")?,
+        })
+    }
+
+    fn has_variables(&self) -> bool {
+        let lists = self.globs.iter().chain(&self.include).chain(&self.exclude);
+        lists.chain(&self.range).any(|text| text.contains("${"))
+    }
+
+    /// A tag must match `glob` and lie within `semver`; `include` adds tags that need neither.
+    fn selected(&self, line: u64) -> Result<Selected, String> {
+        let (mut tags, mut remarks) = pool(&self.globs, self.range, line)?;
+        tags.at_least = self.at_least;
+        tags.newest = self.newest;
+        tags.check_newest("tags.latest")?;
+        let included = all(&self.include, "include")?;
+        if !included.is_empty() && !tags.exclude.is_empty() {
+            remarks.push(Remark::new(line, NARROWED));
+        }
+        tags.exclude.extend(all(&self.exclude, "exclude")?);
+        let of_pre_releases = self.leave_pre_releases_out(&included, &mut tags);
+        remarks.extend(of_pre_releases.map(|text| Remark::new(line, text)));
+        if !tags.include.iter().any(|rule| rule == "*") {
+            tags.include.extend(included);
+        }
+        if self.newest.is_some() {
+            if self.sort != Some("semver") {
+                return Err(
+                    "tags.latest: `newest` counts versions only, not tags in another order".into(),
+                );
+            }
+            remarks.push(Remark::new(line, NEWEST));
+        }
+        Ok((tags, remarks))
+    }
+
+    /// Excludes what ocync leaves out unasked. Returns a remark where that costs tags of `include`.
+    fn leave_pre_releases_out(&self, included: &[String], tags: &mut Tags) -> Option<&'static str> {
+        let names_some = included.iter().any(|rule| is_pre_release(rule));
+        // A range without one matches no pre-release by itself.
+        let is_by_range = self.range.is_some_and(|range| !range.contains('-'));
+        if names_some && is_by_range {
+            return None;
+        }
+        tags.exclude.push(PRE_RELEASES.to_owned());
+        names_some.then_some(TAKES_PRE_RELEASES)
+    }
+}
+
+fn tags_of(layers: &Layers<'_>, of_mapping: u64) -> Result<Selected, Stop> {
     const KNOWN: [&str; 8] = [
         "glob",
         "semver",
@@ -298,75 +376,21 @@ fn tags_of(map: &Layers<'_>, of_mapping: u64) -> Result<Result<Selected, String>
         "immutable_tags",
         "every tag is fixed here but those of `moving`: list the ones that move",
     )];
-    let mut remarks = Vec::new();
-    for layer in map.all() {
-        remarks.extend(layer.unmatched(&KNOWN, &WITHOUT));
-    }
-    let globs = map.texts("glob")?;
-    let range = map.text("semver")?;
-    let include = map.texts("include")?;
-    let mut exclude = Vec::new();
-    for layer in map.all() {
-        exclude.extend(layer.texts("exclude")?);
-    }
-    let newest = map.number("latest")?;
-    let at_least = map.number("min_tags")?;
-    let sort = map.text("sort")?;
-    if map.all().next().is_none() {
-        return Ok(Err(
+    let given = Given::of(layers)?;
+    if layers.all().next().is_none() {
+        return Err(
             "has no `tags`, which ocync refuses: for all tags write `include: [\"*\"]`".into(),
-        ));
+        );
     }
-    let line = map.own.as_ref().map_or(of_mapping, Map::line);
-    let texts = globs.iter().chain(&include).chain(&exclude).chain(&range);
-    if texts.copied().any(|text| text.contains("${")) {
-        return Ok(Err(
+    if given.has_variables() {
+        return Err(
             "tags: a rule with a variable, which is filled in before the rule is read: write its value out".into(),
-        ));
+        );
     }
-    let rules = pool(&globs, range, line).and_then(|(mut tags, told)| {
-        remarks.extend(told);
-        tags.at_least = at_least;
-        tags.newest = newest;
-        tags.check_newest("tags.latest")?;
-        let is_by_range = range.is_some_and(|range| !range.contains('-'));
-        let is_narrowed = !tags.exclude.is_empty();
-        let included: Vec<String> = all(&include, "include")?;
-        if !included.is_empty() && !tags.include.iter().any(|rule| rule == "*") {
-            tags.include.extend(included.clone());
-        }
-        tags.exclude.extend(all(&exclude, "exclude")?);
-        if !included.is_empty() && is_narrowed {
-            remarks.push(Remark::new(
-                line,
-                "tags.include: here `exclude` counts for these tags too: what it takes of them needs another rule",
-            ));
-        }
-        let has_pre_releases = included.iter().any(|rule| is_pre_release(rule));
-        if has_pre_releases && !is_by_range {
-            remarks.push(Remark::new(
-                line,
-                "tags.include: names pre-releases. ocync leaves -rc, -alpha, -beta, -pre, -snapshot and -nightly out of \
-                 its other rules; here `exclude` takes them from this one too: copy the ones that are meant with \
-                 `blobferry copy`",
-            ));
-        }
-        // A range without one matches no pre-release by itself.
-        if !(has_pre_releases && is_by_range) {
-            tags.exclude.push(PRE_RELEASES.to_owned());
-        }
-        if newest.is_some() {
-            if sort != Some("semver") {
-                return Err("tags.latest: `newest` counts versions only, not tags in another order".into());
-            }
-            remarks.push(Remark::new(
-                line,
-                "tags.latest: `newest` counts versions (MAJOR.MINOR.PATCH); other tags that the rules take are not counted",
-            ));
-        }
-        Ok((tags, remarks))
-    });
-    Ok(rules)
+    let line = layers.own.as_ref().map_or(of_mapping, Map::line);
+    let (tags, told) = given.selected(line)?;
+    let unmatched = layers.all().flat_map(|map| map.unmatched(&KNOWN, &WITHOUT));
+    Ok((tags, unmatched.chain(told).collect()))
 }
 
 fn is_pre_release(rule: &str) -> bool {

@@ -7,6 +7,7 @@ use super::address;
 use super::registry::{self, Registry};
 use super::remark::{Remark, VERSIONS, add_missing};
 use super::route::{Place, Route, Tags};
+use super::tree::Wrong;
 use crate::route::Pattern;
 
 /// Most routes of a config.
@@ -26,6 +27,43 @@ pub(super) struct Refused {
     pub(super) what: String,
     /// Why, and what to do.
     pub(super) reason: String,
+}
+
+/// Why an entry becomes no route.
+#[derive(Debug)]
+pub(super) enum Stop {
+    /// The file as a whole is not well-formed.
+    Wrong(Wrong),
+    /// This entry has no counterpart: the reason.
+    Refused(String),
+}
+
+impl Stop {
+    /// The reason, where the rest of the file is read on.
+    pub(super) fn reason(self) -> Result<String, Wrong> {
+        match self {
+            Stop::Wrong(wrong) => Err(wrong),
+            Stop::Refused(reason) => Ok(reason),
+        }
+    }
+}
+
+impl From<Wrong> for Stop {
+    fn from(wrong: Wrong) -> Stop {
+        Stop::Wrong(wrong)
+    }
+}
+
+impl From<String> for Stop {
+    fn from(reason: String) -> Stop {
+        Stop::Refused(reason)
+    }
+}
+
+impl From<&str> for Stop {
+    fn from(reason: &str) -> Stop {
+        Stop::Refused(reason.to_owned())
+    }
 }
 
 /// Everything.
@@ -96,6 +134,19 @@ impl Outline {
     pub(super) fn poll_every(&mut self, seconds: u64) {
         let seconds = seconds.clamp(1, LONGEST_POLL);
         self.poll = Some(self.poll.map_or(seconds, |known| known.min(seconds)));
+    }
+
+    /// Adds the route that an entry is, or says why it is none.
+    pub(super) fn add_found(
+        &mut self,
+        line: u64,
+        what: impl AsRef<str>,
+        found: Result<Route, String>,
+    ) {
+        match found {
+            Ok(route) => self.add(route),
+            Err(reason) => self.refuse(line, what, reason),
+        }
     }
 
     /// Adds a route, or joins it with that of the same source: a source repository has one route.

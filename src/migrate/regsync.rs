@@ -3,8 +3,9 @@
 use jiff::SignedDuration;
 
 use super::address;
-use super::outline::Outline;
+use super::outline::{Outline, Stop};
 use super::pair;
+use super::registry::Registry;
 use super::remark::Remark;
 use super::route::{Place, Route, Tags};
 use super::rules::{self, Selected};
@@ -162,64 +163,85 @@ fn login(creds: &Map<'_>, outline: &mut Outline) -> Result<(), Wrong> {
         "reqConcurrent",
         "scheme",
     ];
-    let unmatched = creds.unmatched(&KNOWN, &WITHOUT);
-    let name = template(creds.needed("registry")?)
-        .map_err(|reason| Wrong::at(creds.at, format!("`registry`: {reason}")))?;
+    let position = place(creds, outline)?;
+    let registry = &mut outline.registries[position];
+    registry.remarks.extend(creds.unmatched(&KNOWN, &WITHOUT));
+    transport(creds, registry)?;
+    credentials(creds, registry)?;
+    certificates(creds, registry);
+    limits(creds, registry)
+}
+
+/// The registry that is meant, with where it is reached.
+fn place(creds: &Map<'_>, outline: &mut Outline) -> Result<usize, Wrong> {
+    let filled = |text: &str, key: &str| {
+        template(text).map_err(|reason| Wrong::at(creds.at, format!("`{key}`: {reason}")))
+    };
+    let name = filled(creds.needed("registry")?, "registry")?;
     let host = match creds.text("hostname")? {
-        Some(host) => {
-            template(host).map_err(|reason| Wrong::at(creds.at, format!("`hostname`: {reason}")))?
-        }
+        Some(host) => filled(host, "hostname")?,
         None => name.clone(),
     };
     let position = outline.registry_named(&name, address::host_and_path(&name).0);
-    let line_of = |key: &str| creds.line_of(key);
     let registry = &mut outline.registries[position];
-    registry.remarks.extend(unmatched);
     // All that are no hosts are one registry, which stays without an address.
     if !registry.host.is_empty() {
         registry.address = address::host_and_path(&host).0.to_owned();
     }
+    Ok(position)
+}
+
+fn transport(creds: &Map<'_>, registry: &mut Registry) -> Result<(), Wrong> {
+    let line = creds.line_of("tls");
     match creds.text("tls")? {
         Some("disabled") => {
             registry.is_plain = true;
             registry.remark(
-                line_of("tls"),
+                line,
                 "tls: disabled: credentials go over plain HTTP beyond this machine with `insecure: true` only",
             );
         }
         Some("insecure") => registry.remark(
-            line_of("tls"),
+            line,
             "tls: insecure: a certificate is always checked; `ca_file` adds an authority",
         ),
         _ => {}
     }
-    if creds.text("scheme")? == Some("http") {
-        registry.is_plain = true;
-    }
+    registry.is_plain |= creds.text("scheme")? == Some("http");
+    Ok(())
+}
+
+fn credentials(creds: &Map<'_>, registry: &mut Registry) -> Result<(), Wrong> {
     if creds.has("user") || creds.has("pass") {
-        registry.needs_password(line_of("user"), &secret_of(creds, "pass")?);
+        registry.needs_password(creds.line_of("user"), &source_of_password(creds)?);
     }
     if creds.has("token") {
-        registry.needs_token(line_of("token"), "token");
+        registry.needs_token(creds.line_of("token"), "token");
     }
     if creds.has("credHelper") {
         registry.remark(
-            line_of("credHelper"),
+            creds.line_of("credHelper"),
             "credHelper: name the helper below `credHelpers` of the Docker config, which is asked",
         );
     }
-    for (key, ours) in [
+    Ok(())
+}
+
+fn certificates(creds: &Map<'_>, registry: &mut Registry) {
+    let files = [
         ("regcert", "ca_file"),
         ("clientCert", "client_cert_file"),
         ("clientKey", "client_key_file"),
-    ] {
-        if creds.has(key) {
-            registry.remark(
-                line_of(key),
-                format!("{key}: put it into a file and name it with `{ours}`"),
-            );
-        }
+    ];
+    for (key, ours) in files.into_iter().filter(|(key, _)| creds.has(key)) {
+        registry.remark(
+            creds.line_of(key),
+            format!("{key}: put it into a file and name it with `{ours}`"),
+        );
     }
+}
+
+fn limits(creds: &Map<'_>, registry: &mut Registry) -> Result<(), Wrong> {
     if let Some(number) = creds.number("reqConcurrent")?.filter(|number| *number > 0) {
         registry.set("concurrency", number.to_string());
     }
@@ -230,8 +252,8 @@ fn login(creds: &Map<'_>, outline: &mut Outline) -> Result<(), Wrong> {
 }
 
 /// What is told of a password: the name of its variable or file, never itself.
-fn secret_of(creds: &Map<'_>, key: &str) -> Result<String, Wrong> {
-    let text = creds.text(key)?.unwrap_or_default();
+fn source_of_password(creds: &Map<'_>) -> Result<String, Wrong> {
+    let text = creds.text("pass")?.unwrap_or_default();
     let of_template = ["env", "file"].into_iter().find_map(|function| {
         let argument = argument(text.trim(), function)?;
         let what = function.replace("env", "variable");
@@ -273,46 +295,41 @@ fn entry(sync: &Map<'_>, outline: &mut Outline) -> Result<(), Wrong> {
     interval(sync, outline)?;
     let source = sync.needed("source")?;
     let target = sync.needed("target")?;
-    let what = format!("{source} -> {target}");
-    let sides = template(source).and_then(|source| Ok((source, template(target)?)));
-    let (source, target) = match sides {
-        Ok(sides) => sides,
-        Err(reason) => {
-            outline.refuse(line, what, reason);
-            return Ok(());
+    match routes(sync, source, target, outline) {
+        Ok(mut routes) => {
+            if let Some(first) = routes.first_mut() {
+                first.remarks.extend(remarks);
+            }
+            routes.into_iter().for_each(|route| outline.add(route));
         }
-    };
-    let found = match sync.text("type")?.unwrap_or("repository") {
-        "image" => image(&source, &target, line, outline),
-        "repository" => repository(sync, &source, &target, outline)?,
-        "registry" => registry(sync, &source, &target, outline)?,
-        _ => {
-            return Err(Wrong::at(
-                sync.at,
-                "`type` is none of image, repository, registry",
-            ));
-        }
-    };
-    match found {
-        Ok(mut route) => {
-            route.remarks.extend(remarks);
-            outline.add(route);
-        }
-        Err(reason) => outline.refuse(line, what, reason),
+        Err(stop) => outline.refuse(line, format!("{source} -> {target}"), stop.reason()?),
     }
     Ok(())
 }
 
-/// What cannot be a route: the reason.
-type Found = Result<Route, String>;
+fn routes(
+    sync: &Map<'_>,
+    source: &str,
+    target: &str,
+    outline: &mut Outline,
+) -> Result<Vec<Route>, Stop> {
+    let source = template(source)?;
+    let target = template(target)?;
+    match sync.text("type")?.unwrap_or("repository") {
+        "image" => Ok(vec![image(sync.line(), &source, &target, outline)?]),
+        "repository" => Ok(vec![repository(sync, &source, &target, outline)?]),
+        "registry" => registry(sync, &source, &target, outline),
+        _ => Err(Stop::Wrong(Wrong::at(
+            sync.at,
+            "`type` is none of image, repository, registry",
+        ))),
+    }
+}
 
-fn image(source: &str, target: &str, line: u64, outline: &mut Outline) -> Found {
-    pair::route(
-        &address::parse(source)?,
-        &address::parse(target)?,
-        line,
-        outline,
-    )
+fn image(line: u64, source: &str, target: &str, outline: &mut Outline) -> Result<Route, String> {
+    let source = address::parse(source)?;
+    let target = address::parse(target)?;
+    pair::route(&source, &target, line, outline)
 }
 
 fn repository(
@@ -320,19 +337,17 @@ fn repository(
     source: &str,
     target: &str,
     outline: &mut Outline,
-) -> Result<Found, Wrong> {
-    let sides = address::parse(source).and_then(|source| Ok((source, address::parse(target)?)));
-    let tags = tags_of(sync)?;
-    Ok(sides.and_then(|(source, target)| {
-        let (tags, remarks) = tags?;
-        Ok(Route {
-            line: sync.line(),
-            from: pair::place(&source, outline),
-            to: vec![pair::place(&target, outline)],
-            tags,
-            remarks,
-        })
-    }))
+) -> Result<Route, Stop> {
+    let (tags, remarks) = tags_of(sync)?;
+    let source = address::parse(source)?;
+    let target = address::parse(target)?;
+    Ok(Route {
+        line: sync.line(),
+        from: pair::place(&source, outline),
+        to: vec![pair::place(&target, outline)],
+        tags,
+        remarks,
+    })
 }
 
 /// All repositories of a registry. Which of them is said by expressions, routes have wildcards.
@@ -341,41 +356,15 @@ fn registry(
     source: &str,
     target: &str,
     outline: &mut Outline,
-) -> Result<Found, Wrong> {
-    let repos = sync.map("repos")?;
-    let (allow, deny) = match &repos {
-        Some(repos) => (repos.texts("allow")?, repos.texts("deny")?),
-        None => (Vec::new(), Vec::new()),
-    };
-    let tags = tags_of(sync)?;
-    if !deny.is_empty() {
-        return Ok(Err("repos.deny: a route has no such rule: put a route for these repositories, to where they \
-                       may go, before one with a wildcard"
-            .into()));
-    }
-    let patterns: Result<Vec<String>, String> = match allow.is_empty() {
-        true => Ok(vec!["**".to_owned()]),
-        false => allow
-            .iter()
-            .map(|expression| rules::repositories(expression))
-            .collect(),
-    };
-    let (tags, remarks) = match tags {
-        Ok(tags) => tags,
-        Err(reason) => return Ok(Err(reason)),
-    };
-    let mut patterns = match patterns {
-        Ok(patterns) => patterns,
-        Err(reason) => return Ok(Err(reason)),
-    };
+) -> Result<Vec<Route>, Stop> {
+    let patterns = patterns(sync)?;
+    let (tags, remarks) = tags_of(sync)?;
     let (from, below_source) = address::host_and_path(source);
     if !below_source.is_empty() {
-        return Ok(Err(
-            "source: a registry with a path: write the route with ** in `from`".into(),
-        ));
+        return Err("source: a registry with a path: write the route with ** in `from`".into());
     }
     let (host, path) = address::host_and_path(target);
-    let mut routes = patterns.drain(..).map(|pattern| Route {
+    let route = |pattern: String| Route {
         line: sync.line(),
         from: Place {
             registry: outline.registry(from),
@@ -387,51 +376,62 @@ fn registry(
         }],
         tags: tags.clone(),
         remarks: remarks.clone(),
-    });
-    let first = routes.next();
-    let more: Vec<Route> = routes.collect();
-    more.into_iter().for_each(|route| outline.add(route));
-    Ok(first.ok_or_else(|| "repos.allow is empty".to_owned()))
+    };
+    Ok(patterns.into_iter().map(route).collect())
+}
+
+/// The repositories of a registry that are meant.
+fn patterns(sync: &Map<'_>) -> Result<Vec<String>, Stop> {
+    let Some(repos) = sync.map("repos")? else {
+        return Ok(vec!["**".to_owned()]);
+    };
+    let allow = repos.texts("allow")?;
+    if !repos.texts("deny")?.is_empty() {
+        return Err(
+            "repos.deny: a route has no such rule: put a route for these repositories, to where they \
+                    may go, before one with a wildcard"
+                .into(),
+        );
+    }
+    if allow.is_empty() {
+        return Ok(vec!["**".to_owned()]);
+    }
+    let patterns = allow.into_iter().map(rules::repositories);
+    Ok(patterns.collect::<Result<_, _>>()?)
 }
 
 /// The rules of `tags` and of `tagSets`, which add up.
-fn tags_of(sync: &Map<'_>) -> Result<Result<Selected, String>, Wrong> {
+fn tags_of(sync: &Map<'_>) -> Result<Selected, Stop> {
     let mut sets = sync.maps("tagSets")?;
     if sync.has("tags") || sets.is_empty() {
         sets.extend(sync.map("tags")?);
     }
-    if sets.is_empty() {
-        return Ok(Ok((Tags::all(), Vec::new())));
-    }
-    let mut all: Option<(Tags, Vec<Remark>)> = None;
-    for set in &sets {
-        let (tags, remarks) = match one_set(set)? {
-            Ok(found) => found,
-            Err(reason) => return Ok(Err(reason)),
-        };
-        match &mut all {
-            None => all = Some((tags, remarks)),
-            Some((known, told)) => {
-                if known.exclude != tags.exclude {
-                    return Ok(Err("tagSets: sets with different rules of `deny`: `exclude` counts for all rules \
-                                   of a route, so write it out"
-                        .into()));
-                }
-                known.include.extend(tags.include);
-                told.extend(remarks);
-            }
+    let mut sets = sets.iter().map(one_set);
+    let Some(first) = sets.next() else {
+        return Ok((Tags::all(), Vec::new()));
+    };
+    let (mut tags, mut remarks) = first?;
+    for set in sets {
+        let (more, told) = set?;
+        if more.exclude != tags.exclude {
+            return Err(
+                "tagSets: sets with different rules of `deny`: `exclude` counts for all rules \
+                        of a route, so write it out"
+                    .into(),
+            );
         }
+        tags.include.extend(more.include);
+        remarks.extend(told);
     }
-    Ok(all.ok_or_else(String::new))
+    Ok((tags, remarks))
 }
 
 /// A tag must pass the ranges, then `allow`, then `deny`.
-fn one_set(set: &Map<'_>) -> Result<Result<Selected, String>, Wrong> {
+fn one_set(set: &Map<'_>) -> Result<Selected, Stop> {
     let allow = set.texts("allow")?;
     let deny = set.texts("deny")?;
     let ranges = set.texts("semverRange")?;
-    let line = set.line();
-    Ok(selected(&allow, &deny, &ranges, line))
+    Ok(selected(&allow, &deny, &ranges, set.line())?)
 }
 
 fn selected(allow: &[&str], deny: &[&str], ranges: &[&str], line: u64) -> Result<Selected, String> {

@@ -66,15 +66,12 @@ fn entry(source: &Map<'_>, host: &str, prefix: &str, outline: &mut Outline) -> R
             ..address
         })
     };
-    let route = tagged(&what)
-        .and_then(|from| Ok((from, tagged(&target)?)))
-        .and_then(|(from, to)| pair::route(&from, &to, line, outline));
-    match route {
-        Ok(mut route) => {
+    let found = tagged(&what)
+        .and_then(|from| pair::route(&from, &tagged(&target)?, line, outline))
+        .map(|mut route| {
             route.remarks.extend(remarks);
-            outline.add(route);
-        }
-        Err(reason) => outline.refuse(line, what, reason),
-    }
+            route
+        });
+    outline.add_found(line, what, found);
     Ok(())
 }

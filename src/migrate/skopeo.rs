@@ -5,6 +5,7 @@ use super::Options;
 use super::address;
 use super::outline::Outline;
 use super::pair;
+use super::registry::Registry;
 use super::remark::Remark;
 use super::route::{Place, Route, Tags};
 use super::rules;
@@ -50,7 +51,6 @@ fn source(
         "tls-verify",
         "cert-dir",
     ];
-    let unmatched = map.unmatched(&KNOWN, &[]);
     let (host, path) = address::host_and_path(host);
     let side = Side {
         registry: outline.registry(host),
@@ -59,7 +59,15 @@ fn source(
         options,
     };
     let registry = &mut outline.registries[side.registry];
-    registry.remarks.extend(unmatched);
+    registry.remarks.extend(map.unmatched(&KNOWN, &[]));
+    access(map, registry)?;
+    side.by_name(map, outline)?;
+    side.by_expression(map, outline)?;
+    side.by_range(map, outline)
+}
+
+/// How the registry is spoken to.
+fn access(map: &Map<'_>, registry: &mut Registry) -> Result<(), Wrong> {
     if map.truth("tls-verify")? == Some(false) {
         registry.is_plain = true;
         registry.remark(
@@ -76,36 +84,6 @@ fn source(
             "cert-dir: name its .crt with `ca_file`, its .cert and .key with `client_cert_file` and `client_key_file`",
         );
     }
-    if let Some(images) = map.map("images")? {
-        for (repository, _) in images.entries() {
-            let tags = images.texts(repository)?;
-            side.listed(repository, &tags, images.line_of(repository), outline);
-        }
-    }
-    if let Some(images) = map.map("images-by-tag-regex")? {
-        for (repository, node) in images.entries() {
-            let expression = tree::text(node, repository)?;
-            let rule = rules::loose(expression).map(|rule| Tags::of([rule]));
-            side.ruled(
-                repository,
-                rule,
-                Vec::new(),
-                images.line_of(repository),
-                outline,
-            );
-        }
-    }
-    if let Some(images) = map.map("images-by-semver")? {
-        for (repository, node) in images.entries() {
-            let line = images.line_of(repository);
-            let rule = rules::range(tree::text(node, repository)?).map(|ranged| Tags {
-                include: vec![ranged.include],
-                exclude: ranged.exclude,
-                ..Tags::default()
-            });
-            side.ruled(repository, rule, vec![rules::versions(line)], line, outline);
-        }
-    }
     Ok(())
 }
 
@@ -119,6 +97,47 @@ struct Side<'a> {
 }
 
 impl Side<'_> {
+    fn by_name(&self, map: &Map<'_>, outline: &mut Outline) -> Result<(), Wrong> {
+        let Some(images) = map.map("images")? else {
+            return Ok(());
+        };
+        for (repository, _) in images.entries() {
+            let tags = images.texts(repository)?;
+            self.listed(repository, &tags, images.line_of(repository), outline);
+        }
+        Ok(())
+    }
+
+    fn by_expression(&self, map: &Map<'_>, outline: &mut Outline) -> Result<(), Wrong> {
+        let Some(images) = map.map("images-by-tag-regex")? else {
+            return Ok(());
+        };
+        for (repository, node) in images.entries() {
+            let line = images.line_of(repository);
+            let rule = rules::loose(tree::text(node, repository)?);
+            let tags = rule.map(|rule| Tags::of([rule]));
+            self.ruled(repository, tags, Vec::new(), line, outline);
+        }
+        Ok(())
+    }
+
+    fn by_range(&self, map: &Map<'_>, outline: &mut Outline) -> Result<(), Wrong> {
+        let Some(images) = map.map("images-by-semver")? else {
+            return Ok(());
+        };
+        for (repository, node) in images.entries() {
+            let line = images.line_of(repository);
+            let range = rules::range(tree::text(node, repository)?);
+            let tags = range.map(|ranged| Tags {
+                include: vec![ranged.include],
+                exclude: ranged.exclude,
+                ..Tags::default()
+            });
+            self.ruled(repository, tags, vec![rules::versions(line)], line, outline);
+        }
+        Ok(())
+    }
+
     /// Tags one by one; none means all. A digest is no tag.
     fn listed(&self, repository: &str, tags: &[&str], line: u64, outline: &mut Outline) {
         let (digests, tags): (Vec<&str>, Vec<&str>) =
