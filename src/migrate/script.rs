@@ -366,8 +366,7 @@ fn addresses(words: &[&Word]) -> Result<Vec<Address>, String> {
             Word::Known(_) => {
                 return Err("names no registry: only docker:// references are promoted".into());
             }
-            Word::Unknown(what) => {
-                let what = what.rsplit('\u{0}').next().unwrap_or_default();
+            Word::Unknown(what) | Word::Assignment { unknown: what, .. } => {
                 return Err(format!(
                     "depends on {what}, which this file does not say: write the two repositories and a rule for \
                      their tags into a route, or let the pipeline call `blobferry promote SRC DST`"

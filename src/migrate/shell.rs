@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use super::tree::{Map, Wrong};
 use crate::config::yaml::Node;
-use split::{Joint, Part, Piece, is_name};
+use split::{Joint, Part, Piece};
 
 /// Most commands, loops unrolled.
 const MOST_COMMANDS: usize = 20_000;
@@ -28,20 +28,37 @@ pub(super) enum Word {
     Known(String),
     /// What its value depends on: a variable, or the output of a command.
     Unknown(String),
+    /// `NAME=…`: the name is known, the value is not.
+    Assignment {
+        name: String,
+        unknown: String,
+    },
 }
 
 impl Word {
     pub(super) fn known(&self) -> Option<&str> {
         match self {
             Word::Known(text) => Some(text),
-            Word::Unknown(_) => None,
+            Word::Unknown(_) | Word::Assignment { .. } => None,
         }
     }
 
-    /// The value, or what it depends on.
-    fn text(&self) -> &str {
+    /// The name, perhaps with a plus behind it, and the value.
+    fn assignment(&self) -> Option<(&str, Word)> {
         match self {
-            Word::Known(text) | Word::Unknown(text) => text,
+            Word::Known(text) => {
+                let (name, value) = split::assignment(text)?;
+                Some((name, Word::Known(value.to_owned())))
+            }
+            Word::Unknown(_) => None,
+            Word::Assignment { name, unknown } => Some((name, Word::Unknown(unknown.clone()))),
+        }
+    }
+
+    fn length(&self) -> usize {
+        match self {
+            Word::Known(text) | Word::Unknown(text) => text.len(),
+            Word::Assignment { name, unknown } => name.len() + unknown.len(),
         }
     }
 
@@ -262,7 +279,7 @@ impl Shell {
     /// A command of nothing but assignments: each sees those before it.
     fn assigned(&mut self, part: &Part) -> Result<bool, Wrong> {
         let is_one = |pieces: &Vec<Piece>| match pieces.first() {
-            Some(Piece::Text(text)) => is_assignment(text),
+            Some(Piece::Text(text)) => split::assignment(text).is_some(),
             _ => false,
         };
         if !part.words.iter().all(is_one) {
@@ -271,39 +288,25 @@ impl Shell {
         let is_conditional = self.is_conditional(part.joint) || part.joint == Joint::Pipe;
         for pieces in &part.words {
             let word = self.word(pieces);
-            self.charge(pieces.len() + length(&word))?;
+            self.charge(pieces.len() + word.length())?;
             self.assign(&word, is_conditional);
         }
         self.go_on(part.joint, &[]);
         Ok(true)
     }
 
-    /// `NAME=VALUE` and `NAME+=VALUE`. False for another word.
-    fn assign(&mut self, word: &Word, is_conditional: bool) -> bool {
-        let (text, unknown) = match word {
-            Word::Known(text) => (text.as_str(), None),
-            Word::Unknown(text) => match text.split_once('\u{0}') {
-                Some((assigned, what)) => (assigned, Some(what)),
-                None => return false,
-            },
-        };
-        let Some((name, value)) = text.split_once('=') else {
-            return false;
+    /// `NAME=VALUE` and `NAME+=VALUE`; another word sets nothing.
+    fn assign(&mut self, word: &Word, is_conditional: bool) {
+        let Some((name, value)) = word.assignment() else {
+            return;
         };
         let plain = name.trim_end_matches('+');
-        if !is_name(plain) {
-            return false;
-        }
-        if is_conditional || plain != name || value.starts_with('(') {
+        let is_list = value.known().is_some_and(|value| value.starts_with('('));
+        if is_conditional || plain != name || is_list {
             self.forget(plain);
-            return true;
+        } else {
+            self.variables.insert(plain.to_owned(), value);
         }
-        let value = match unknown {
-            Some(what) => Word::Unknown(what.to_owned()),
-            None => Word::Known(value.to_owned()),
-        };
-        self.variables.insert(plain.to_owned(), value);
-        true
     }
 
     /// Commands that set variables. Assignments in front of another command are its own alone.
@@ -332,11 +335,11 @@ impl Shell {
                 names.iter().for_each(|name| self.forget(name));
             }
             _ => {
-                let is_other = |word: &Word| !is_assignment(word.text());
+                let is_other = |word: &Word| word.assignment().is_none();
                 let own = words.iter().position(is_other).unwrap_or(words.len());
                 let is_all = own == words.len();
                 for word in words.drain(..own) {
-                    let is_list = word.text().contains("=(");
+                    let is_list = word.known().is_some_and(|text| text.contains("=("));
                     if is_all || is_list {
                         self.assign(&word, is_conditional);
                     }
@@ -350,7 +353,7 @@ impl Shell {
         let mut filled = Vec::new();
         for pieces in words {
             let word = self.word(pieces);
-            self.charge(pieces.len() + length(&word))?;
+            self.charge(pieces.len() + word.length())?;
             filled.push(word);
         }
         Ok(filled)
@@ -373,7 +376,7 @@ impl Shell {
                 }
                 Piece::Variable { name, default } => match (self.variables.get(name), default) {
                     (Some(Word::Known(value)), _) => text.push_str(value),
-                    (Some(Word::Unknown(what)), _) => {
+                    (Some(Word::Unknown(what) | Word::Assignment { unknown: what, .. }), _) => {
                         unknown.get_or_insert_with(|| what.clone());
                     }
                     (None, Some(default)) if !self.has_sourced => text.push_str(default),
@@ -383,11 +386,12 @@ impl Shell {
                 },
             }
         }
-        let assigned = text.split_once('=').filter(|_| is_assignment(&text));
-        match (unknown, assigned) {
+        match (unknown, split::assignment(&text)) {
             (None, _) => Word::Known(text),
-            // An assignment keeps its name, so that the variable is known to be unknown.
-            (Some(what), Some((name, _))) => Word::Unknown(format!("{name}=\u{0}{what}")),
+            (Some(unknown), Some((name, _))) => Word::Assignment {
+                name: name.to_owned(),
+                unknown,
+            },
             (Some(what), None) => Word::Unknown(what),
         }
     }
@@ -396,10 +400,6 @@ impl Shell {
 /// Whether a pattern of `case` ends with this word.
 fn ends_pattern(word: &Word) -> bool {
     word.known().is_some_and(|text| text.ends_with(')'))
-}
-
-fn length(word: &Word) -> usize {
-    word.text().len()
 }
 
 /// How many parts a loop's body has, up to its `done`.
@@ -420,11 +420,6 @@ fn length_of_loop(parts: &[Part]) -> usize {
     parts.len()
 }
 
-fn is_assignment(text: &str) -> bool {
-    text.split_once('=')
-        .is_some_and(|(name, _)| is_name(name.trim_end_matches('+')))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -438,7 +433,7 @@ mod tests {
         let commands = of_text(text).unwrap();
         let word = |word: &Word| match word {
             Word::Known(text) => text.clone(),
-            Word::Unknown(what) => format!("<{what}>"),
+            Word::Unknown(what) | Word::Assignment { unknown: what, .. } => format!("<{what}>"),
         };
         let line = |command: &Command| {
             let words: Vec<String> = command.words.iter().map(word).collect();

@@ -92,9 +92,15 @@ fn text_part(line: u64) -> Part {
     }
 }
 
-pub(super) fn is_name(text: &str) -> bool {
+fn is_name(text: &str) -> bool {
     text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
         && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+}
+
+/// The two sides of `NAME=VALUE` and of `NAME+=VALUE`, the plus with the name.
+pub(super) fn assignment(text: &str) -> Option<(&str, &str)> {
+    text.split_once('=')
+        .filter(|(name, _)| is_name(name.trim_end_matches('+')))
 }
 
 /// Splits a line at `&&`, `||`, `|`, `;`, and into words.
@@ -128,15 +134,9 @@ impl Splitter {
             match character {
                 '\'' => self.quoted(),
                 '"' => self.double_quoted(),
-                '\\' => {
-                    let escaped = self.next().unwrap_or('\\');
-                    self.push(escaped);
-                }
+                '\\' => self.escaped(),
                 '$' => self.dollar(),
-                '`' => {
-                    self.skip_to('`');
-                    self.piece(Piece::Command);
-                }
+                '`' => self.backquoted(),
                 '#' if self.word.is_none() => break,
                 ' ' | '\t' => self.end_word(),
                 '&' if self.is_of_redirect() => self.push('&'),
@@ -194,17 +194,21 @@ impl Splitter {
         while let Some(character) = self.next().filter(|character| *character != '"') {
             match character {
                 '$' => self.dollar(),
-                '`' => {
-                    self.skip_to('`');
-                    self.piece(Piece::Command);
-                }
-                '\\' => {
-                    let escaped = self.next().unwrap_or('\\');
-                    self.push(escaped);
-                }
+                '`' => self.backquoted(),
+                '\\' => self.escaped(),
                 other => self.push(other),
             }
         }
+    }
+
+    fn escaped(&mut self) {
+        let escaped = self.next().unwrap_or('\\');
+        self.push(escaped);
+    }
+
+    fn backquoted(&mut self) {
+        self.skip_to('`');
+        self.piece(Piece::Command);
     }
 
     fn skip_to(&mut self, end: char) {
