@@ -68,25 +68,38 @@ impl FromStr for Kind {
     }
 }
 
+/// Programs that pull, tag and push.
+pub(super) const ENGINES: [&str; 3] = ["docker", "podman", "nerdctl"];
+
+/// Programs that copy from one registry to another.
+pub(super) const COPIERS: [&str; 4] = ["skopeo", "crane", "gcrane", "regctl"];
+
 /// What a script does with images.
-const COMMANDS: [&str; 12] = [
-    "docker pull",
-    "docker push",
-    "docker tag",
-    "docker image pull",
-    "docker image push",
-    "docker image tag",
+const COMMANDS: [&str; 7] = [
     "skopeo copy",
     "crane cp",
     "crane copy",
     "regctl image copy",
+    "regctl image cp",
     "imagetools create",
     "get-login-password",
 ];
 
 /// Whether a command that does something with images is in the text.
 pub(super) fn has_commands(text: &str) -> bool {
-    COMMANDS.iter().any(|command| text.contains(command))
+    const ACTS: [&str; 6] = [
+        "pull",
+        "push",
+        "tag",
+        "image pull",
+        "image push",
+        "image tag",
+    ];
+    let has_engine = |engine: &str| {
+        let mut acts = ACTS.iter().map(|act| format!("{engine} {act}"));
+        acts.any(|command| text.contains(&command))
+    };
+    ENGINES.into_iter().any(has_engine) || COMMANDS.iter().any(|command| text.contains(command))
 }
 
 /// The one format that the text has, which is this YAML document or none.

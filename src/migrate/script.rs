@@ -2,6 +2,7 @@
 //! skopeo, crane, regctl or imagetools.
 
 use super::address::{self, Address};
+use super::kind::ENGINES;
 use super::outline::Outline;
 use super::pair;
 use super::remark::Remark;
@@ -89,16 +90,70 @@ pub(super) fn read(
     Ok(())
 }
 
+/// What a command does. A number says how many words stand before its arguments.
+#[derive(Debug, PartialEq, Eq)]
+enum Act<'a> {
+    Login,
+    /// A text that another program gets.
+    Text,
+    TokenOfEcr,
+    PutImage,
+    /// Pulls, tags, pushes or builds with an engine.
+    Engine(&'a str, usize),
+    Imagetools(usize),
+    Copy(usize),
+    SkopeoSync,
+    SettingsOfRegctl,
+    Other,
+}
+
+impl<'a> Act<'a> {
+    fn of(command: &'a Command) -> Act<'a> {
+        let mut names = command
+            .words
+            .iter()
+            .map(|word| word.known().unwrap_or_default());
+        let program = names.next().and_then(|path| path.rsplit('/').next());
+        let names: Vec<&str> = names
+            .filter(|name| !name.starts_with('-'))
+            .take(2)
+            .collect();
+        match (program.unwrap_or_default(), &names[..]) {
+            ("<<", _) => Act::Text,
+            ("aws", ["ecr" | "ecr-public", "put-image"]) => Act::PutImage,
+            ("aws", ["ecr" | "ecr-public", ..]) => Act::TokenOfEcr,
+            ("skopeo", ["copy", ..]) => Act::Copy(2),
+            ("skopeo", ["sync", ..]) => Act::SkopeoSync,
+            ("crane" | "gcrane", ["cp" | "copy", ..]) => Act::Copy(2),
+            ("regctl", ["image", "cp" | "copy"]) => Act::Copy(3),
+            ("regctl", ["registry", ..]) => Act::SettingsOfRegctl,
+            (program, names) if ENGINES.contains(&program) => Act::of_engine(names),
+            _ => Act::Other,
+        }
+    }
+
+    fn of_engine(names: &[&'a str]) -> Act<'a> {
+        match names {
+            ["login", ..] => Act::Login,
+            ["buildx", "imagetools"] => Act::Imagetools(3),
+            ["image" | "manifest", act] => Act::Engine(act, 3),
+            [act, ..] => Act::Engine(act, 2),
+            [] => Act::Other,
+        }
+    }
+
+    /// Whether something is in another registry afterwards.
+    fn copies(&self) -> bool {
+        matches!(
+            self,
+            Act::Engine("push", _) | Act::Imagetools(_) | Act::Copy(_)
+        )
+    }
+}
+
 /// Nothing runs behind an `exit`.
 fn left_behind(command: &Command, outline: &mut Outline) {
-    let has = |names: &[&str]| {
-        let mut words = command.words.iter().take(4).filter_map(Word::known);
-        words.any(|word| names.contains(&word))
-    };
-    if has(&[
-        "docker", "podman", "nerdctl", "skopeo", "crane", "gcrane", "regctl",
-    ]) && has(&["push", "copy", "cp", "imagetools"])
-    {
+    if Act::of(command).copies() {
         outline.refuse(
             command.line,
             "a copy",
@@ -109,56 +164,38 @@ fn left_behind(command: &Command, outline: &mut Outline) {
 
 fn step(command: &Command, engine: &mut Engine, outline: &mut Outline) {
     let line = command.line;
-    let mut names = command
-        .words
-        .iter()
-        .map(|word| word.known().unwrap_or_default());
-    let program = names
-        .next()
-        .unwrap_or_default()
-        .rsplit('/')
-        .next()
-        .unwrap_or_default()
-        .to_owned();
-    let names: Vec<&str> = names
-        .filter(|name| !name.starts_with('-'))
-        .take(2)
-        .collect();
-    match (&*program, &names[..]) {
-        ("docker" | "podman" | "nerdctl", ["login", ..]) => outline.remark(
+    match Act::of(command) {
+        Act::Login => outline.remark(
             line,
             "a login: the Docker config and its helpers are asked, and AWS credentials for ECR; no secret is written here",
         ),
-        ("<<", _) => outline.refuse(
+        Act::Text => outline.refuse(
             line,
             "commands in a text behind <<",
             "another program gets them: give its file to `blobferry migrate` where they are run",
         ),
-        ("aws", ["ecr" | "ecr-public", "put-image"]) => outline.refuse(
+        Act::TokenOfEcr => outline.remark(
+            line,
+            "a token of ECR: it is fetched and renewed unasked, with the AWS credentials of the machine",
+        ),
+        Act::PutImage => outline.refuse(
             line,
             "aws ecr put-image",
             "gives an image a second tag in its own repository: `blobferry copy SRC DST` does so once",
         ),
-        ("aws", ["ecr" | "ecr-public", ..]) => {
-            outline.remark(line, "a token of ECR: it is fetched and renewed unasked, with the AWS credentials of the machine");
-        }
-        ("docker" | "podman" | "nerdctl", ["image" | "manifest", act]) => engine.act(act, command, 3, outline),
-        ("docker" | "podman" | "nerdctl", ["buildx", "imagetools"]) => {
-            images(command, outline, 3, imagetools);
-        }
-        ("docker" | "podman" | "nerdctl", [act, ..]) => engine.act(act, command, 2, outline),
-        ("skopeo", ["copy", ..]) => images(command, outline, 2, first_to_second),
-        ("skopeo", ["sync", ..]) => outline.refuse(
+        Act::Engine(act, skip) => engine.act(act, command, skip, outline),
+        Act::Imagetools(skip) => images(command, outline, skip, imagetools),
+        Act::Copy(skip) => images(command, outline, skip, first_to_second),
+        Act::SkopeoSync => outline.refuse(
             line,
             "skopeo sync",
             "give its YAML file to `blobferry migrate`, with --to for the destination",
         ),
-        ("crane" | "gcrane", ["cp" | "copy", ..]) => images(command, outline, 2, first_to_second),
-        ("regctl", ["image", "copy" | "cp"]) => images(command, outline, 3, first_to_second),
-        ("regctl", ["registry", ..]) => {
-            outline.remark(line, "settings of regctl: say them of the registry below `registries`");
-        }
-        _ => {}
+        Act::SettingsOfRegctl => outline.remark(
+            line,
+            "settings of regctl: say them of the registry below `registries`",
+        ),
+        Act::Other => {}
     }
 }
 
@@ -477,4 +514,34 @@ fn imagetools(command: &Command, arguments: &[&Word]) -> Pairs {
         .into_iter()
         .map(|to| (from.clone(), to));
     Ok(pairs.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_program_is_known_by_its_act() {
+        let table = [
+            ("docker login a.example", Act::Login),
+            ("/usr/bin/podman push a.example/b", Act::Engine("push", 2)),
+            (
+                "nerdctl image tag a.example/b c.example/d",
+                Act::Engine("tag", 3),
+            ),
+            ("docker buildx imagetools create a", Act::Imagetools(3)),
+            ("skopeo --debug copy a b", Act::Copy(2)),
+            ("gcrane cp a b", Act::Copy(2)),
+            ("regctl image cp a b", Act::Copy(3)),
+            ("regctl image digest a", Act::Other),
+            ("aws ecr put-image --x", Act::PutImage),
+            ("aws ecr get-login-password", Act::TokenOfEcr),
+            ("docker", Act::Other),
+            ("make push", Act::Other),
+        ];
+        for (text, expected) in table {
+            let commands = shell::commands(text, None).unwrap();
+            assert_eq!(Act::of(&commands[0]), expected, "{text}");
+        }
+    }
 }

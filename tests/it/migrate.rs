@@ -351,6 +351,34 @@ async fn large_and_odd_files_keep_what_can_be_kept() {
     }
 }
 
+/// A script is one whatever program copies, and nothing of it runs behind an `exit`.
+#[tokio::test]
+async fn each_engine_and_each_program_that_copies_makes_a_script() {
+    let ferry = ferry();
+    let of_engine = |engine: &str| {
+        format!(
+            "{engine} pull s.example/a:v1\n{engine} tag s.example/a:v1 d.example/a:v1\n\
+             {engine} push d.example/a:v1\n"
+        )
+    };
+    let table = [
+        of_engine("docker"),
+        of_engine("podman"),
+        of_engine("nerdctl"),
+        "gcrane cp s.example/a:v1 d.example/a:v1\n".to_owned(),
+        "regctl image cp s.example/a:v1 d.example/a:v1\n".to_owned(),
+    ];
+    for text in table {
+        let file = ferry.file("old", &text);
+        let run = ferry.run(&["migrate", &file]).await.expect(0);
+        assert!(run.stdout.contains("to: d.example/a\n"), "{}", run.said());
+        let file = ferry.file("old", &format!("exit 0\n{text}"));
+        let run = ferry.run(&["migrate", &file]).await.expect(2);
+        let words = "left out: a copy: stands behind `exit`";
+        assert!(run.stderr.contains(words), "{}", run.said());
+    }
+}
+
 #[tokio::test]
 async fn stdin_is_read_and_the_format_can_be_said() {
     let ferry = ferry();
