@@ -27,8 +27,9 @@ Prints YAML that `check` takes. What has no counterpart is a comment in it, with
 the reason and the way out, and is summed up on stderr. No secret of the old file
 is printed: put it into a file and name that with `password_file`.
 
-Ends with 0 when there is at least one route, 2 when the file is of no known
-format, is not well-formed, or holds nothing that can be a route.")]
+Ends with 0 when there is at least one route. Ends with 2 and prints no YAML when
+the file is of no known format, is not well-formed, or holds nothing that can be a
+route.")]
 pub(super) struct Migrate {
     /// The format of the file, where its content does not tell it
     #[arg(long, value_name = "KIND", value_parser = PossibleValuesParser::new(Kind::ALL.map(Kind::name)))]
@@ -55,13 +56,13 @@ impl Migrate {
         };
         let migrated = migrate::migrate(&text, options)
             .map_err(|wrong| Failure::usage(format!("{shown}:{wrong}")))?;
-        lines.write(migrated.config.as_bytes());
         sum_up(&shown, &migrated);
         if migrated.routes == 0 {
             return Err(Failure::usage(format!(
                 "{shown}: nothing in it can be a route"
             )));
         }
+        lines.write(migrated.config.as_bytes());
         Ok(0)
     }
 

@@ -9,22 +9,31 @@ use super::rules;
 use super::tree::{self, Map, Wrong};
 use crate::config::yaml::{Node, Value};
 
+const LOGINS_ALONE: &str = "has logins and no images: put the content of auth.yaml below `auth:` and that of \
+     images.yaml below `images:` into one file, each indented";
+
 /// Reads the file.
 pub(super) fn read(
     root: &Map<'_>,
     options: Options<'_>,
     outline: &mut Outline,
 ) -> Result<(), Wrong> {
-    let parts = (root.map("auth")?, root.map("images")?);
-    if let (None, None) = parts {
-        return entries(root, options, outline);
+    let parts = [root.map("auth")?, root.map("images")?];
+    let is_one = parts.iter().all(Option::is_none);
+    if is_one {
+        entries(root, options, outline)?;
+    } else {
+        outline
+            .remarks
+            .extend(root.unmatched(&["auth", "images"], &[]));
     }
-    let unmatched = root.unmatched(&["auth", "images"], &[]);
-    outline.remarks.extend(unmatched);
-    for part in [parts.0, parts.1].into_iter().flatten() {
-        entries(&part, options, outline)?;
+    for part in parts.iter().flatten() {
+        entries(part, options, outline)?;
     }
-    Ok(())
+    match outline.routes.is_empty() && outline.refused.is_empty() {
+        true => Err(Wrong::whole(LOGINS_ALONE)),
+        false => Ok(()),
+    }
 }
 
 fn entries(map: &Map<'_>, options: Options<'_>, outline: &mut Outline) -> Result<(), Wrong> {

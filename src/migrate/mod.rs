@@ -65,7 +65,7 @@ pub struct Options<'a> {
 pub struct Migrated {
     /// The format.
     pub kind: Kind,
-    /// The config. Without routes it holds comments alone.
+    /// The config; empty without routes.
     pub config: String,
     /// How many routes it has.
     pub routes: usize,

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::address;
 use super::outline::{Outline, Stop};
 use super::pair;
+use super::registry::Registry;
 use super::remark::Remark;
 use super::route::{Place, Route, Tags};
 use super::rules::{self, Selected};
@@ -118,27 +119,7 @@ fn registry(
             "url: a path belongs into `from` and `to` of the routes",
         );
     }
-    let line = map.line_of("auth_type");
-    match map.text("auth_type")? {
-        Some("ecr") => registry.set("auth", "ecr"),
-        Some("anonymous") => registry.set("auth", "anonymous"),
-        Some("docker_config" | "ghcr") => registry.set("auth", "docker-config"),
-        Some("gar" | "gcr" | "acr") => registry.remark(
-            line,
-            "auth_type: name the cloud's credential helper in the Docker config, which is asked",
-        ),
-        Some("basic" | "static_token" | "token") | None => {}
-        Some(_) => registry.remark(
-            line,
-            "auth_type: is not known; the identity follows the host",
-        ),
-    }
-    if map.has("credentials") {
-        registry.needs_password(map.line_of("credentials"), "credentials");
-    }
-    if map.has("token") {
-        registry.needs_token(map.line_of("token"), "token");
-    }
+    identity(map, registry)?;
     if let Some(profile) = map.text("aws_profile")? {
         registry.set("aws_profile", profile);
     }
@@ -146,6 +127,63 @@ fn registry(
         registry.set("concurrency", number.to_string());
     }
     Ok(())
+}
+
+/// ocync reads `token` with `static_token` alone.
+fn identity(map: &Map<'_>, registry: &mut Registry) -> Result<(), Wrong> {
+    let line = map.line_of("auth_type");
+    let auth_type = map.text("auth_type")?;
+    let is_token = matches!(auth_type, Some("static_token" | "token"));
+    match auth_type {
+        Some("ecr") => registry.set("auth", "ecr"),
+        Some("anonymous") => registry.set("auth", "anonymous"),
+        Some("docker_config" | "ghcr") => registry.set("auth", "docker-config"),
+        Some("gar" | "gcr" | "acr") => registry.remark(
+            line,
+            "auth_type: name the cloud's credential helper in the Docker config, which is asked",
+        ),
+        Some("static_token" | "token") => {
+            registry.needs_token(line, "auth_type: static_token is `auth: bearer`");
+        }
+        Some("basic") | None => {}
+        Some(_) => registry.remark(
+            line,
+            "auth_type: is not known; the identity follows the host",
+        ),
+    }
+    if map.has("token") && !is_token {
+        registry.remark(
+            map.line_of("token"),
+            "token: counts with `auth_type: static_token` alone, and is left out",
+        );
+    }
+    if let Some(credentials) = map.map("credentials")? {
+        let line = map.line_of("credentials");
+        self::credentials(line, &credentials, is_token, registry);
+    }
+    Ok(())
+}
+
+fn credentials(line: u64, map: &Map<'_>, is_token: bool, registry: &mut Registry) {
+    registry
+        .remarks
+        .extend(map.unmatched(&["username", "password", "token"], &[]));
+    let has_password = map.has("username") || map.has("password");
+    if has_password && is_token {
+        registry.remark(
+            line,
+            "credentials: do not count with `auth_type: static_token`, and are left out",
+        );
+    } else if has_password {
+        registry.needs_password(line, "credentials");
+    }
+    if map.has("token") {
+        registry.remark(
+            map.line_of("token"),
+            "credentials.token: is left out, ocync has no such key: a token that the registry itself takes is \
+             `auth: bearer` with `token_file`, one in the place of a password `username` with `password_file`",
+        );
+    }
 }
 
 fn platforms(map: &Map<'_>) -> Option<Remark> {

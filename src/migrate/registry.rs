@@ -58,15 +58,20 @@ impl Registry {
     /// The old file has a user's name and a password, or where they are.
     pub(super) fn needs_password(&mut self, line: u64, found: &str) {
         self.needs_secret(line, found, "a password", "password_file");
-        let name = ("username", "NAME".to_owned());
-        if !self.later.contains(&name) {
-            self.later.insert(0, name);
-        }
+        self.later_first("username", "NAME");
     }
 
-    /// The old file has a token, or where it is.
+    /// The old file has a token that the registry itself takes, or where it is.
     pub(super) fn needs_token(&mut self, line: u64, found: &str) {
         self.needs_secret(line, found, "a token", "token_file");
+        self.later_first("auth", "bearer");
+    }
+
+    fn later_first(&mut self, key: &'static str, value: &str) {
+        let pair = (key, value.to_owned());
+        if !self.later.contains(&pair) {
+            self.later.insert(0, pair);
+        }
     }
 
     fn needs_secret(&mut self, line: u64, found: &str, what: &str, key: &'static str) {

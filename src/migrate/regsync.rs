@@ -216,7 +216,10 @@ fn credentials(creds: &Map<'_>, registry: &mut Registry) -> Result<(), Wrong> {
         registry.needs_password(creds.line_of("user"), &source_of_password(creds)?);
     }
     if creds.has("token") {
-        registry.needs_token(creds.line_of("token"), "token");
+        registry.remark(
+            creds.line_of("token"),
+            "token: an identity token: name it as `identitytoken` in the Docker config, which is asked",
+        );
     }
     if creds.has("credHelper") {
         registry.remark(

@@ -12,14 +12,14 @@ use crate::config::Config;
 /// Rounds until all that is left is left out.
 const MOST_ROUNDS: usize = 100;
 
-/// Writes the outline until it passes. Each round takes a route away, or a registry's key.
+/// Writes the outline until it passes; without routes there is no text. Each round takes a route away, or a registry's key.
 pub(super) fn settle(outline: &mut Outline, kind: Kind) -> String {
     outline.part_destinations();
     for round in 0.. {
-        let text = writer::write(outline, kind);
         if outline.routes.is_empty() {
-            return text;
+            break;
         }
+        let text = writer::write(outline, kind);
         // Variables are those of the machine that will run it.
         let problems = match Config::parse(&text, Path::new("blobferry.yaml"), &|name| {
             Some(value_of(name))
@@ -64,7 +64,7 @@ pub(super) fn settle(outline: &mut Outline, kind: Kind) -> String {
             outline.give_up(position, &reason);
         }
     }
-    writer::write(outline, kind)
+    String::new()
 }
 
 /// A value for a variable: each has its own, so that two of them never are one place.

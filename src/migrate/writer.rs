@@ -15,21 +15,17 @@ pub(super) fn write(outline: &Outline, kind: Kind) -> String {
     for remark in &outline.remarks {
         text.push_str(&comment("", remark));
     }
-    if outline.routes.is_empty() {
-        text.push_str("\n# There is no route: nothing of the old file can be one as it stands.\n");
-    } else {
-        if let Some(seconds) = outline.poll {
-            text.push_str(&format!("\ndaemon:\n  poll: {seconds}s\n"));
-        }
-        text.push_str("\nregistries:\n");
-        for position in outline.used() {
-            text.push_str(&registry(&outline.registries[position]));
-        }
-        text.push_str("\nroutes:\n");
-        let names = names(outline);
-        for (route, name) in outline.routes.iter().zip(names) {
-            text.push_str(&route_text(outline, route, name));
-        }
+    if let Some(seconds) = outline.poll {
+        text.push_str(&format!("\ndaemon:\n  poll: {seconds}s\n"));
+    }
+    text.push_str("\nregistries:\n");
+    for position in outline.used() {
+        text.push_str(&registry(&outline.registries[position]));
+    }
+    text.push_str("\nroutes:\n");
+    let names = names(outline);
+    for (route, name) in outline.routes.iter().zip(names) {
+        text.push_str(&route_text(outline, route, name));
     }
     if !outline.refused.is_empty() {
         text.push_str("\n# Left out:\n");
