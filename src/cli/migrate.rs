@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use clap::Args;
-use clap::builder::PossibleValuesParser;
+use clap::builder::{PossibleValuesParser, TypedValueParser as _};
 use tracing::Level;
 
 use super::Failure;
@@ -32,8 +32,12 @@ the file is of no known format, is not well-formed, or holds nothing that can be
 route.")]
 pub(super) struct Migrate {
     /// The format of the file, where its content does not tell it
-    #[arg(long, value_name = "KIND", value_parser = PossibleValuesParser::new(Kind::ALL.map(Kind::name)))]
-    from: Option<String>,
+    #[arg(
+        long,
+        value_name = "KIND",
+        value_parser = PossibleValuesParser::new(Kind::ALL.map(Kind::name)).try_map(|name| name.parse::<Kind>())
+    )]
+    from: Option<Kind>,
     /// The destination of formats that do not name it (skopeo; image-syncer's default)
     #[arg(long, value_name = "HOST[/PATH]")]
     to: Option<String>,
@@ -50,7 +54,7 @@ impl Migrate {
         let shown = self.shown();
         let text = self.text().map_err(|error| Failure::new(2, error))?;
         let options = Options {
-            kind: self.from.as_deref().and_then(|name| name.parse().ok()),
+            kind: self.from,
             to: self.to.as_deref(),
             scoped: self.scoped,
         };

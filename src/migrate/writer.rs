@@ -1,5 +1,7 @@
 //! The outline as YAML.
 
+use std::collections::BTreeMap;
+
 use super::kind::Kind;
 use super::outline::Outline;
 use super::registry::Registry;
@@ -111,24 +113,23 @@ fn route_text(outline: &Outline, route: &Route, name: Option<String>) -> String 
     text
 }
 
-/// A name for each route whose repository alone would name two.
+/// Names for the routes that their repositories alone do not tell apart.
 fn names(outline: &Outline) -> Vec<Option<String>> {
-    let repository = |route: &Route| route.from.repository.clone();
-    let all: Vec<String> = outline.routes.iter().map(repository).collect();
-    let is_shared = |name: &String| all.iter().filter(|other| *other == name).count() > 1;
-    let of_route =
-        |route: &Route| is_shared(&route.from.repository).then(|| outline.path(&route.from));
-    let names = outline.routes.iter().map(of_route);
-    names.zip(&outline.routes).map(short).collect()
+    let mut routes: BTreeMap<&str, usize> = BTreeMap::new();
+    for route in &outline.routes {
+        *routes.entry(&route.from.repository).or_default() += 1;
+    }
+    let named = |route: &Route| {
+        let is_shared = routes[route.from.repository.as_str()] > 1;
+        short(is_shared.then(|| outline.path(&route.from)), route)
+    };
+    outline.routes.iter().map(named).collect()
 }
 
 /// A name that is too long is the line of the route instead.
-fn short((name, route): (Option<String>, &Route)) -> Option<String> {
-    let is_short = |name: &String| name.len() <= LONGEST_NAME;
-    let is_fine = name
-        .as_ref()
-        .map_or(is_short(&route.from.repository), is_short);
-    match is_fine {
+fn short(name: Option<String>, route: &Route) -> Option<String> {
+    let shown = name.as_ref().unwrap_or(&route.from.repository);
+    match shown.len() <= LONGEST_NAME {
         true => name,
         false => Some(format!("line-{}", route.line)),
     }
