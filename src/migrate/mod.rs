@@ -115,6 +115,7 @@ fn read(
         return Ok(outline);
     }
     let root = document?;
+    tree::check_keys(&root)?;
     let root = tree::Map::of(&root, "the file")?;
     match kind {
         Kind::Regsync => regsync::read(&root, &mut outline)?,

@@ -81,9 +81,9 @@ pub(super) struct Command {
 pub(super) fn commands(text: &str, document: Option<&Node>) -> Result<Vec<Command>, Wrong> {
     let mut shell = Shell::default();
     let root = document.and_then(|node| Map::of(node, "the file").ok());
-    match root {
-        Some(root) if root.has("phases") => shell.buildspec(&root)?,
-        Some(root) if root.has("jobs") => shell.workflow(&root)?,
+    let pipeline = root.filter(|root| root.has("phases") || root.has("jobs"));
+    match (&pipeline, document) {
+        (Some(root), Some(node)) => shell.pipeline(root, node)?,
         _ => shell.parts = split::parts(text, 1),
     }
     let parts = std::mem::take(&mut shell.parts);

@@ -6,7 +6,7 @@ use std::fmt;
 use super::address;
 use super::remark::Remark;
 use crate::config::Position;
-use crate::config::yaml::{self, Node, Value};
+use crate::config::yaml::{self, Entry, Node, Value};
 use crate::fault::clip;
 
 /// Why a file cannot be translated. Never holds a value of the file.
@@ -51,7 +51,29 @@ pub(super) fn parse(text: &str) -> Result<Node, Wrong> {
         .map_err(|(at, reason)| Wrong::at(at, format!("is not YAML that can be read: {reason}")))
 }
 
-/// A mapping. Of a key that is written twice the last value counts.
+/// Refuses a key that is written twice: other tools take the first value, the last or neither.
+pub(super) fn check_keys(node: &Node) -> Result<(), Wrong> {
+    match &node.value {
+        Value::Map(entries) => check_entries(entries),
+        Value::List(nodes) => nodes.iter().try_for_each(check_keys),
+        Value::Text(_) | Value::Null => Ok(()),
+    }
+}
+
+fn check_entries(entries: &[Entry]) -> Result<(), Wrong> {
+    let mut places = BTreeMap::new();
+    for entry in entries {
+        if let Some(Position { line, column }) = places.insert(&entry.key, entry.at) {
+            let key = clip(&address::safe(&entry.key), 100);
+            let text = format!("`{key}` is written twice; the first is at {line}:{column}");
+            return Err(Wrong::at(entry.at, text));
+        }
+        check_keys(&entry.node)?;
+    }
+    Ok(())
+}
+
+/// A mapping. Of a key that is written twice the last value counts, until [`check_keys`] refuses it.
 pub(super) struct Map<'a> {
     pub(super) at: Position,
     /// In the order of the file.

@@ -143,7 +143,7 @@ async fn a_file_of_no_known_shape_is_refused_in_words() {
     }
     let long = format!("sync: [] # {}", "x".repeat(10 * 1024 * 1024));
     let many = "- docker push a.example/b\n".repeat(3);
-    let table: [(&str, &str, &str); 15] = [
+    let table: [(&str, &str, &str); 18] = [
         ("empty", "", "is none of the formats"),
         ("text", "hello\n", "is none of the formats"),
         (
@@ -188,6 +188,21 @@ async fn a_file_of_no_known_shape_is_refused_in_words() {
             "number",
             "tasks:\n  - {interval: soon, source: {registry: a.example}, target: {registry: b.example}}\n",
             "`interval` is not a number",
+        ),
+        (
+            "twice",
+            "sync: []\nversion: 1\nsync:\n  - {source: a.example/b, target: c.example/d}\n",
+            "3:1: `sync` is written twice; the first is at 1:1",
+        ),
+        (
+            "images",
+            "a.example:\n  images:\n    b: [v1]\n    b: [v2]\n",
+            "4:5: `b` is written twice; the first is at 3:5",
+        ),
+        (
+            "buildspec",
+            "phases:\n  build: {commands: [docker pull a.example/b]}\n  build: {commands: []}\n",
+            "3:3: `build` is written twice; the first is at 2:3",
         ),
         (
             "nothing",

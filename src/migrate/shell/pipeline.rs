@@ -5,8 +5,17 @@ use crate::config::yaml::{Node, Value};
 use crate::migrate::tree::{self, Map, Wrong};
 
 impl Shell {
+    /// A buildspec or a workflow.
+    pub(super) fn pipeline(&mut self, root: &Map<'_>, node: &Node) -> Result<(), Wrong> {
+        tree::check_keys(node)?;
+        match root.has("phases") {
+            true => self.buildspec(root),
+            false => self.workflow(root),
+        }
+    }
+
     /// The phases of a buildspec: they share their variables.
-    pub(super) fn buildspec(&mut self, root: &Map<'_>) -> Result<(), Wrong> {
+    fn buildspec(&mut self, root: &Map<'_>) -> Result<(), Wrong> {
         if let Some(env) = root.map("env")?
             && let Some(variables) = env.map("variables")?
         {
@@ -25,7 +34,7 @@ impl Shell {
     }
 
     /// The steps of a workflow: each is a shell of its own.
-    pub(super) fn workflow(&mut self, root: &Map<'_>) -> Result<(), Wrong> {
+    fn workflow(&mut self, root: &Map<'_>) -> Result<(), Wrong> {
         let Some(jobs) = root.map("jobs")? else {
             return Ok(());
         };
