@@ -3,6 +3,7 @@
 use super::address;
 use super::outline::Outline;
 use super::pair;
+use super::registry::Registry;
 use super::route::{Place, Route, Tags};
 use super::rules::{self, Selected};
 use super::tree::{Map, Wrong};
@@ -62,6 +63,23 @@ impl Side<'_> {
     }
 }
 
+/// A registry has one login here, a side of a task its own: one that is there beats `none`.
+fn login(auth: &str, line: u64, registry: &mut Registry) {
+    const OF_ONE: &str = "auth: none beside a login for the same registry: the login counts for both; a registry \
+         of another name with the same url and `auth: anonymous` serves routes without";
+    let has_login = !registry.later.is_empty();
+    if auth != "none" {
+        registry.needs_password(line, "auth");
+        if registry.unset("auth", "anonymous") {
+            registry.remark(line, OF_ONE);
+        }
+    } else if has_login {
+        registry.remark(line, OF_ONE);
+    } else {
+        registry.set("auth", "anonymous");
+    }
+}
+
 fn side<'a>(task: &Map<'a>, key: &str, outline: &mut Outline) -> Result<Side<'a>, Wrong> {
     let Some(map) = task.map(key)? else {
         return Err(Wrong::at(task.at, format!("has no `{key}`")));
@@ -72,10 +90,8 @@ fn side<'a>(task: &Map<'a>, key: &str, outline: &mut Outline) -> Result<Side<'a>
     let position = outline.registry(host);
     let registry = &mut outline.registries[position];
     registry.remarks.extend(unmatched);
-    match map.text("auth")? {
-        Some("none") => registry.set("auth", "anonymous"),
-        Some(_) => registry.needs_password(map.line_of("auth"), "auth"),
-        None => {}
+    if let Some(auth) = map.text("auth")? {
+        login(auth, map.line_of("auth"), registry);
     }
     if map.has("auth-refresh") {
         registry.remark(

@@ -43,6 +43,14 @@ impl Registry {
         }
     }
 
+    /// Takes a key back. Whether it had this value.
+    pub(super) fn unset(&mut self, key: &'static str, value: &str) -> bool {
+        let count = self.keys.len();
+        self.keys
+            .retain(|(known, was)| *known != key || was != value);
+        self.keys.len() < count
+    }
+
     pub(super) fn remark(&mut self, line: u64, text: impl AsRef<str>) {
         add_missing(&mut self.remarks, &[Remark::new(line, text)]);
     }

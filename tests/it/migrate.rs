@@ -446,6 +446,41 @@ async fn a_token_is_what_it_was() {
     assert!(!run.said().contains("sesame1"), "{}", run.said());
 }
 
+/// In dregsy each side of a task has its own login, here a registry has one.
+#[tokio::test]
+async fn a_login_beside_none_is_kept_and_told() {
+    let ferry = ferry();
+    let side = |auth: &str| {
+        format!(
+            "- source: {{registry: s.example, auth: {auth}}}\n  target: {{registry: d.example}}\n  \
+             mappings: [{{from: {auth}/a}}]\n"
+        )
+    };
+    for (first, second) in [("none", "c2VzYW1lMQ"), ("c2VzYW1lMQ", "none")] {
+        let text =
+            format!("tasks:\n{}{}", side(first), side(second)).replace("c2VzYW1lMQ/a", "b/a");
+        let file = ferry.file("dregsy.yaml", &text);
+        let run = ferry.run(&["migrate", &file]).await.expect(0);
+        assert!(!run.stdout.contains("auth: anonymous\n"), "{}", run.stdout);
+        assert!(
+            run.stdout.contains("    # password_file: "),
+            "{}",
+            run.stdout
+        );
+        let words = ":5: auth: none beside a login for the same registry";
+        assert!(run.stderr.contains(words), "{}", run.stderr);
+        assert!(!run.said().contains("c2VzYW1lMQ"), "{}", run.said());
+    }
+    let text = format!("tasks:\n{}", side("none"));
+    let file = ferry.file("dregsy.yaml", &text);
+    let run = ferry.run(&["migrate", &file]).await.expect(0);
+    assert!(
+        run.stdout.contains("    auth: anonymous\n"),
+        "{}",
+        run.stdout
+    );
+}
+
 /// The old files of the page, each with what comes out of it.
 #[tokio::test]
 async fn the_page_shows_what_is_printed() {
