@@ -283,39 +283,24 @@ impl Outline {
         }
     }
 
-    /// A repository that a wildcard matches as well goes where its own route says, and nowhere else.
+    /// What a later route with a wildcard matches as well goes where its own route says, and nowhere
+    /// else.
     fn tell_of_wildcards(&mut self) {
-        let wild: Vec<(u64, usize, Pattern, Tags)> = self
+        let wild: Vec<(usize, Wild)> = self
             .routes
             .iter()
-            .filter(|route| route.from.repository.contains('*'))
-            .filter_map(|route| {
-                let pattern = Pattern::parse(&format!("x/{}", route.from.repository)).ok()?;
-                Some((route.line, route.from.registry, pattern, route.tags.clone()))
-            })
+            .enumerate()
+            .filter_map(|(position, route)| Some((position, Wild::of(route)?)))
             .collect();
-        for route in &mut self.routes {
-            let Ok(name) = route.from.repository.parse() else {
-                continue;
-            };
-            let other = wild.iter().find(|(_, registry, pattern, _)| {
-                *registry == route.from.registry && pattern.matches(&name)
-            });
-            if let Some((line, _, _, tags)) = other {
-                let advice = match *tags == route.tags {
-                    true => "add its destination to `to` if both are meant",
-                    false => {
-                        "its rules for tags are others, and do not count for this repository: what they alone take \
-                         needs a config of its own"
-                    }
-                };
-                route.remarks.push(Remark::new(
-                    route.line,
-                    format!(
-                        "line {line} matches this repository too: here the first route alone has it; {advice}"
-                    ),
-                ));
-            }
+        for (position, route) in self.routes.iter_mut().enumerate() {
+            let later = wild.iter().filter(|(at, _)| *at > position);
+            let text = later
+                .map(|(_, wild)| wild)
+                .find_map(|wild| wild.tells(route));
+            let line = route.line;
+            route
+                .remarks
+                .extend(text.map(|text| Remark::new(line, text)));
         }
     }
 
@@ -353,6 +338,54 @@ impl Outline {
             text: format!("left out: {}: {}", refused.what, refused.reason),
         });
         told.cloned().chain(refused).collect()
+    }
+}
+
+/// A route with a wildcard.
+struct Wild {
+    line: u64,
+    registry: usize,
+    pattern: Pattern,
+    tags: Tags,
+}
+
+impl Wild {
+    fn of(route: &Route) -> Option<Wild> {
+        let repository = &route.from.repository;
+        if !repository.contains('*') {
+            return None;
+        }
+        Some(Wild {
+            line: route.line,
+            registry: route.from.registry,
+            pattern: Pattern::parse(&format!("x/{repository}")).ok()?,
+            tags: route.tags.clone(),
+        })
+    }
+
+    /// What an earlier route has of these repositories.
+    fn tells(&self, earlier: &Route) -> Option<String> {
+        let (what, has) = match earlier.from.repository.contains('*') {
+            true => ("repositories of this route", "them"),
+            false => ("this repository", "it"),
+        };
+        // One repository stands for all that a wildcard matches.
+        let name = earlier.from.repository.replace("**", "x").replace('*', "x");
+        let matches = self.pattern.matches(&name.parse().ok()?);
+        if !matches || self.registry != earlier.from.registry {
+            return None;
+        }
+        let line = self.line;
+        let advice = match self.tags == earlier.tags {
+            true => "add its destination to `to` if both are meant",
+            false => {
+                "its rules for tags are others, and do not count for this repository: what they alone take \
+                 needs a config of its own"
+            }
+        };
+        Some(format!(
+            "line {line} matches {what} too: here the first route alone has {has}; {advice}"
+        ))
     }
 }
 

@@ -481,6 +481,34 @@ async fn a_login_beside_none_is_kept_and_told() {
     );
 }
 
+/// Of two wildcards that match one repository the first alone has it.
+#[tokio::test]
+async fn wildcards_within_each_other_are_told() {
+    let ferry = ferry();
+    let text = |tags: &str| {
+        format!(
+            "tasks:\n- source: {{registry: s.example}}\n  target: {{registry: d.example}}\n  mappings:\n  \
+             - {{from: 'regex:a/b/.*', tags: [{tags}]}}\n  - {{from: 'regex:a/.*'}}\n  \
+             - {{from: 'regex:c/.*'}}\n"
+        )
+    };
+    let table = [
+        (
+            "'regex: .*'",
+            "add its destination to `to` if both are meant",
+        ),
+        ("'regex: v.*'", "its rules for tags are others"),
+    ];
+    for (tags, advice) in table {
+        let file = ferry.file("dregsy.yaml", &text(tags));
+        let run = ferry.run(&["migrate", &file]).await.expect(0);
+        let words = ":5: line 6 matches repositories of this route too: here the first route alone has them";
+        assert!(run.stderr.contains(words), "{}", run.stderr);
+        assert!(run.stderr.contains(advice), "{}", run.stderr);
+        assert_eq!(run.stderr.matches(" matches ").count(), 1, "{}", run.stderr);
+    }
+}
+
 /// The old files of the page, each with what comes out of it.
 #[tokio::test]
 async fn the_page_shows_what_is_printed() {
