@@ -60,6 +60,10 @@ impl Check {
                 style,
             ));
         }
+        for exposed in &config.exposed {
+            let finding = Finding::warning(clean(&exposed.key), &exposed.text);
+            lines.line(shown(&finding, style));
+        }
         if !config.missing.is_empty() {
             let missing = crate::config::Error {
                 problems: config.missing,

@@ -187,17 +187,17 @@ async fn greet(backend: &Backend) -> Result<String, Fault> {
     match backend {
         Backend::Registry(registry) => {
             registry.ping().await?;
-            let user = registry.user().unwrap_or_else(|| "anonymous".into());
-            Ok(format!(
-                "{} answers; we are {user} there",
-                registry.origin()
-            ))
+            let login = match registry.user() {
+                Some(user) => format!("logged in as {user}"),
+                None => "no login (anonymous)".into(),
+            };
+            Ok(format!("{} answers; {login}", registry.origin()))
         }
         Backend::Ecr(registry) => {
             registry.inner().ping().await?;
             let caller = registry.caller().await?;
             Ok(format!(
-                "{} answers; we are {caller} there",
+                "{} answers; logged in as {caller}",
                 registry.inner().origin()
             ))
         }

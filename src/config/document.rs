@@ -66,5 +66,6 @@ pub(super) fn read(root: &Item<'_>, path: &Path, text: &str) -> Option<Config> {
         routes,
         sets,
         missing: Vec::new(),
+        exposed: Vec::new(),
     })
 }

@@ -96,6 +96,8 @@ pub struct Config {
     pub sets: Vec<Set>,
     /// What the file names and this machine does not have, where it may come later: programs.
     pub missing: Vec<Problem>,
+    /// The files with secrets that every user of this machine can read.
+    pub exposed: Vec<Problem>,
 }
 
 impl Config {
@@ -151,9 +153,12 @@ impl Config {
         };
         let config = document::read(&Item::root(&reader, &root), path, text);
         let missing = problems.missing();
-        problems
-            .settle(config)
-            .map(|config| Config { missing, ..config })
+        let exposed = problems.exposed();
+        problems.settle(config).map(|config| Config {
+            missing,
+            exposed,
+            ..config
+        })
     }
 }
 

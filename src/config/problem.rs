@@ -83,6 +83,7 @@ pub(super) struct Problems {
     file: Arc<str>,
     found: RefCell<Vec<Problem>>,
     missing: RefCell<Vec<Problem>>,
+    exposed: RefCell<Vec<Problem>>,
 }
 
 impl Problems {
@@ -91,6 +92,7 @@ impl Problems {
             file,
             found: RefCell::default(),
             missing: RefCell::default(),
+            exposed: RefCell::default(),
         }
     }
 
@@ -105,6 +107,12 @@ impl Problems {
         self.missing.borrow_mut().push(problem);
     }
 
+    /// A secret that other users can read. The file is right all the same.
+    pub(super) fn add_exposed(&self, at: Position, key: &str, text: String) {
+        let problem = self.problem(at, key, text);
+        self.exposed.borrow_mut().push(problem);
+    }
+
     fn problem(&self, at: Position, key: &str, text: String) -> Problem {
         Problem {
             file: self.file.clone(),
@@ -116,11 +124,12 @@ impl Problems {
 
     /// What the values name and what is not there, in the order of the file.
     pub(super) fn missing(&self) -> Vec<Problem> {
-        let mut missing = self.missing.take();
-        missing.sort_by_key(|problem| problem.at);
-        missing.dedup();
-        missing.truncate(MOST_PROBLEMS);
-        missing
+        in_order(self.missing.take())
+    }
+
+    /// The secrets that other users can read, in the order of the file.
+    pub(super) fn exposed(&self) -> Vec<Problem> {
+        in_order(self.exposed.take())
     }
 
     /// What was found, or `value` when that is nothing.
@@ -195,6 +204,13 @@ pub(super) fn hint<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> 
     nearest(word, known)
         .map(|near| format!("; did you mean \"{near}\"?"))
         .unwrap_or_default()
+}
+
+fn in_order(mut problems: Vec<Problem>) -> Vec<Problem> {
+    problems.sort_by_key(|problem| problem.at);
+    problems.dedup();
+    problems.truncate(MOST_PROBLEMS);
+    problems
 }
 
 #[cfg(test)]

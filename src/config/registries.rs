@@ -556,7 +556,10 @@ fn ecr_settings(host: &str, keys: &Keys<'_>, itself: &Item<'_>) -> Option<ecr::S
 fn tls(keys: &Keys<'_>, itself: &Item<'_>) -> Option<Tls> {
     let ca_pem = optional(&keys.ca_file, |item| pem(item, "CERTIFICATE"));
     let certificate = optional(&keys.client_cert_file, |item| pem(item, "CERTIFICATE"));
-    let key = optional(&keys.client_key_file, |item| pem(item, "PRIVATE KEY"));
+    let key = optional(&keys.client_key_file, |item| {
+        item.note_exposed();
+        pem(item, "PRIVATE KEY")
+    });
     match (&keys.client_cert_file, &keys.client_key_file) {
         (Some(_), None) => {
             itself.missing("client_key_file", "is missing: client_cert_file needs it")

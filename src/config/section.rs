@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::fmt::Display;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _};
-use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
@@ -19,6 +19,9 @@ use crate::fault::clip;
 
 /// Longest file that a `*_file` key may name, in bytes.
 const LONGEST_FILE: u64 = 64 * 1024;
+
+/// The bit of a file's mode by which all users may read it.
+const OTHERS_READ: u32 = 0o004;
 
 /// What reading needs besides the document.
 pub(super) struct Reader<'a> {
@@ -248,9 +251,24 @@ impl<'a> Item<'a> {
             Ok(text) if text.contains(|character: char| character.is_control()) => {
                 self.wrong("the file holds more than one line, or control characters");
             }
-            Ok(text) => return Some(SecretString::from(text.to_owned())),
+            Ok(text) => {
+                self.note_exposed();
+                return Some(SecretString::from(text.to_owned()));
+            }
         }
         None
+    }
+
+    /// Notes the file that the value names where every user of this machine can read it.
+    pub(super) fn note_exposed(&self) {
+        let Some(path) = self.path() else { return };
+        let mode = path.metadata().map(|facts| facts.mode());
+        if mode.is_ok_and(|mode| mode & OTHERS_READ != 0) {
+            let shown = path.display();
+            let text = format!("every user of this machine can read it: chmod 600 {shown}");
+            let problems = self.reader.problems;
+            problems.add_exposed(self.node.at, &self.key, text);
+        }
     }
 }
 

@@ -143,6 +143,10 @@ pub async fn run(
         Some(ready),
         daemon_stop.clone()
     ));
+    let mut stage = Stage::new(&staging, &production, folder.0.join("state"));
+    // The daemon finds the repository at its first look.
+    let mut first = Vec::new();
+    stage.push(&mut |event| first.push(event));
     let stage = async {
         let address = listening
             .await
@@ -158,7 +162,7 @@ pub async fn run(
             config: path.clone(),
         };
         tell(DemoEvent::Ready(place));
-        let mut stage = Stage::new(&staging, &production, folder.0.join("state"));
+        first.into_iter().for_each(&mut tell);
         stage.play(length, &stop, &mut tell).await;
         let summary = stage.summary(stop.is_cancelled());
         tell(DemoEvent::Ended(summary.clone()));
@@ -251,7 +255,7 @@ impl<'a> Stage<'a> {
         }
     }
 
-    /// Pushes and watches until it is time to stop, then waits for the last images.
+    /// Pushes further images and watches until it is time to stop, then waits for the last ones.
     async fn play(
         &mut self,
         length: Option<Duration>,
@@ -259,7 +263,7 @@ impl<'a> Stage<'a> {
         tell: &mut impl FnMut(DemoEvent),
     ) {
         let end = length.map(|length| Instant::now() + length);
-        let mut push = tokio::time::interval(PUSH);
+        let mut push = tokio::time::interval_at(Instant::now() + PUSH, PUSH);
         let mut glance = tokio::time::interval(GLANCE);
         push.set_missed_tick_behavior(MissedTickBehavior::Delay);
         glance.set_missed_tick_behavior(MissedTickBehavior::Delay);

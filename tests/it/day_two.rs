@@ -1,6 +1,7 @@
 //! What an operator does beside a running daemon works from any shell, whatever has become of the
 //! config on disk.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -115,6 +116,38 @@ async fn an_empty_variable_names_no_config() {
         "{}",
         run.stderr
     );
+}
+
+/// It began with a warning, since nothing was pushed before the daemon looked.
+#[tokio::test]
+async fn the_demo_warns_of_nothing() {
+    let demo = Ferry::bare().run(&["demo", "--for", "100ms"]).await;
+    let demo = demo.expect(0);
+    assert_eq!(demo.stderr, "");
+    let pushed = demo.stdout.find("pushed      staging/v1");
+    let promoted = demo.stdout.find("promoted    ");
+    assert!(pushed.is_some() && pushed < promoted, "{}", demo.stdout);
+}
+
+/// A password that every user could read was taken without a word.
+#[tokio::test]
+async fn check_warns_of_a_secret_that_every_user_can_read() {
+    let ferry = Ferry::bare();
+    let secret = ferry.file("password", "hunter2\n");
+    let login = json!({"username": "joe", "password_file": secret});
+    let config = Config::new()
+        .registry("staging", "http://127.0.0.1:9")
+        .registry_with("production", "http://127.0.0.1:10", login)
+        .route("app", json!({}));
+    ferry.write_config(&config);
+    for (mode, is_warned) in [(0o644, true), (0o640, false), (0o600, false)] {
+        let mode = std::fs::Permissions::from_mode(mode);
+        std::fs::set_permissions(&secret, mode).expect("a mode");
+        let said = ferry.run(&["check"]).await.expect(0).stdout;
+        let warning =
+            format!("password_file: every user of this machine can read it: chmod 600 {secret}");
+        assert_eq!(said.contains(&warning), is_warned, "{said}");
+    }
 }
 
 /// The names and contents of a folder, and of those in it.
