@@ -324,8 +324,15 @@ fn newest(text: &str) -> Result<NonZeroU32, String> {
 }
 
 fn platform(text: &str) -> Result<Platform, String> {
-    text.parse()
-        .map_err(|error: NotAPlatform| complaint(text, &error.to_string()))
+    let platform: Platform = text
+        .parse()
+        .map_err(|error: NotAPlatform| complaint(text, &error.to_string()))?;
+    let lower = text.to_lowercase();
+    if lower != text {
+        let way_out = format!("is no platform: their names are in lower case; write {lower}");
+        return Err(complaint(text, &way_out));
+    }
+    Ok(platform)
 }
 
 fn at_least(text: &str) -> Result<usize, String> {

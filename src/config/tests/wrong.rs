@@ -402,6 +402,10 @@ const ROUTES: &[(&str, &str)] = &[
         "9:13: routes[0].backup: \"previous\" is no name for a backup tag: it has {tag} once and more beside it, as in \"{tag}.previous\"\n10:11: routes[0].mode: \"look\" is none of promote, observe\n11:15: routes[0].platform: \"linux\" is no platform: os/architecture or os/architecture/variant, such as linux/amd64 or linux/arm/v7\n12:38: routes[0].tags.forward_only: \"[\" can match no tag (a tag has 1 to 128 of letters, digits, _ . - and does not start with . or -; a regular expression is written /between slashes/, a range of versions semver:>=1.2)",
     ),
     (
+        "  - from: s/app\n    to: p/app\n    platform: linux/ARM64\n    tags: {include: x}\n",
+        "9:15: routes[0].platform: \"linux/ARM64\" is no platform: their names are in lower case; write linux/arm64",
+    ),
+    (
         "  - from: s/app\n    to: p/app\n    backup: \"{tag}.previous\"\n    tags: {include: \"*\"}\n",
         "7:5: routes[0].backup: latest.previous would be the backup of latest, and a tag that the rules choose: exclude it (`tags: {exclude: [\"*.previous\"]}`)",
     ),
