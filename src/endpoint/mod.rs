@@ -339,6 +339,11 @@ pub trait Source: Clone + Send + Sync + 'static {
         }
     }
 
+    /// The repository as a key of what its tags name: with a platform they name something else.
+    fn tags_id(&self) -> RepositoryId {
+        self.id()
+    }
+
     /// `host/repository` (or `layout:/path/repository`): how people write it.
     fn address(&self) -> String;
 
@@ -401,6 +406,15 @@ pub trait Source: Clone + Send + Sync + 'static {
     /// The platform of the manifests that its tags name. `None`: they name what was pushed.
     fn platform(&self) -> Option<&oci::Platform> {
         None
+    }
+
+    /// What is promoted of the manifest with this digest: that of the platform, else itself. `None`:
+    /// there is no such manifest.
+    fn promoted_of(
+        &self,
+        digest: &Digest,
+    ) -> impl Future<Output = Result<Option<Digest>, Fault>> + Send {
+        std::future::ready(Ok(Some(*digest)))
     }
 
     /// One page of the manifests that name `subject` as theirs. `None`: there is no such list (look

@@ -10,7 +10,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{
-    BlobBody, Cursor, ListedManifest, Origin, Page, Resolved, ScanAnswer, Source, Tag, Tally,
+    BlobBody, Cursor, ListedManifest, Origin, Page, RepositoryId, Resolved, ScanAnswer, Source,
+    Tag, Tally,
 };
 use crate::fault::Fault;
 use crate::oci::{
@@ -271,6 +272,18 @@ impl<R: Source> Source for RouteSource<R> {
         self.whole.repository()
     }
 
+    fn tags_id(&self) -> RepositoryId {
+        let id = self.whole.id();
+        match self.platform() {
+            // No origin begins so.
+            Some(platform) => RepositoryId {
+                origin: Origin::new(&format!("{platform} of {}", id.origin)),
+                ..id
+            },
+            None => id,
+        }
+    }
+
     fn address(&self) -> String {
         self.whole.address()
     }
@@ -355,6 +368,13 @@ impl<R: Source> Source for RouteSource<R> {
 
     async fn read_blob(&self, blob: &Descriptor, offset: u64) -> Result<Option<BlobBody>, Fault> {
         self.whole.read_blob(blob, offset).await
+    }
+
+    async fn promoted_of(&self, digest: &Digest) -> Result<Option<Digest>, Fault> {
+        match &self.only {
+            Some(only) => self.choose(only, *digest, None).await,
+            None => Ok(Some(*digest)),
+        }
     }
 
     fn platform(&self) -> Option<&Platform> {

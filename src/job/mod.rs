@@ -56,6 +56,15 @@ pub struct TagId {
 }
 
 impl TagId {
+    /// A tag of a repository.
+    pub fn of(repository: RepositoryId, tag: Tag) -> TagId {
+        TagId {
+            origin: repository.origin,
+            repository: repository.repository,
+            tag,
+        }
+    }
+
     /// The repository as a key.
     pub fn repository_id(&self) -> RepositoryId {
         RepositoryId {
@@ -345,6 +354,11 @@ pub struct Job {
 }
 
 impl Job {
+    /// Whether what it sees and comes to is recorded: not of a plan that was asked for.
+    pub fn is_recorded(&self) -> bool {
+        !self.dry_run || self.observes
+    }
+
     /// A move of a tag back to a digest, by a decision: whatever staging names, and only if
     /// production still names `from`.
     pub fn back(key: Key, to: Digest, from: Digest, decision: u64, actor: Actor) -> Job {

@@ -127,7 +127,7 @@ impl<B: Repositories> RepositoryLook<'_, B> {
             return HashMap::new();
         }
         let index = &self.topology.engine.index;
-        let repository = source.id();
+        let repository = source.tags_id();
         let rounds = VerifyRounds::of(&self.topology.intervals);
         let hints = index.tags(&repository).await;
         let gone = hints.keys().filter(|tag| !tags.contains_key(*tag));

@@ -76,9 +76,5 @@ impl NewestAnswers {
 }
 
 fn key<R: Source>(repository: &R, tag: &Tag) -> TagId {
-    TagId {
-        origin: repository.origin().clone(),
-        repository: repository.repository().clone(),
-        tag: tag.clone(),
-    }
+    TagId::of(repository.tags_id(), tag.clone())
 }

@@ -179,11 +179,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         wanted: &[Digest],
         phase: Phase,
     ) -> Result<Option<Digest>, Fault> {
-        let place = TagId {
-            origin: repository.origin().clone(),
-            repository: repository.repository().clone(),
-            tag: candidate.tag.clone(),
-        };
+        let place = TagId::of(repository.tags_id(), candidate.tag.clone());
         let known = self.engine.versions.of(&place);
         let known = known.filter(|known| self.trusts(known.seen));
         let told = match candidate.listed.digest {

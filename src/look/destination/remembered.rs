@@ -93,7 +93,7 @@ impl<B: Repositories> DestinationLook<'_, B> {
 
     fn is_in_round(&self, tag: &Tag, seen: Timestamp) -> bool {
         let rounds = VerifyRounds::of(&self.look.topology.intervals);
-        rounds.are_together((&self.source.id(), tag), seen, self.began)
+        rounds.are_together((&self.source.tags_id(), tag), seen, self.began)
     }
 
     pub(super) fn note_equal(&self, tag: &Tag, equal: &Equal, asked: &mut Asked) {
@@ -141,7 +141,7 @@ impl<B: Repositories> DestinationLook<'_, B> {
         }
         let index = &self.look.topology.engine.index;
         let sides = [
-            (self.source.id(), asked.source),
+            (self.source.tags_id(), asked.source),
             (self.side.repository.id(), asked.destination),
         ];
         for (repository, tags) in sides {
