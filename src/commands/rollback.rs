@@ -147,7 +147,8 @@ impl<'a> Act<'a> {
             (None, Some(goal)) => goal,
             (to, _) => self.goal(to, &tag, production, &in_force).await?,
         };
-        if let Some(block) = in_force.denied([&to], clock::now()) {
+        let indexes = self.ledger.indexes_of(&tag.place, &to).await?;
+        if let Some(block) = in_force.denied(indexes.iter().chain([&to]), clock::now()) {
             return Err(Undecided::Conflict(block.reasons.join("; ")));
         }
         let staging = self.staging(&tag).await;

@@ -16,7 +16,7 @@ use crate::commands::{leads_to, named_by};
 use crate::decision::{Numbered, Target};
 use crate::endpoint::{Repositories as _, RouteSource, Source};
 use crate::fault::{Fault, shown};
-use crate::job::{Actor, Cause, GateKind, Key, Outcome, Report, TagId};
+use crate::job::{Actor, Cause, GateKind, Key, Outcome, Report, Settled, TagId};
 use crate::ledger::{Ledger, Query, Row};
 use crate::look::PassOptions;
 use crate::look::topology::{Side, Topology};
@@ -230,6 +230,12 @@ impl Question {
             next_look: self.next_look(route),
         };
         match job {
+            // Nothing could be compared. Why is a reason already.
+            Some(job) if job.digest.is_none() && job.result == Outcome::Refused => {
+                let whole = source.whole();
+                view.digest = self.named(whole, &tag.tag, &mut view.reasons).await;
+                view.production = self.named(there, &place.tag, &mut view.reasons).await;
+            }
             Some(job) => {
                 view.digest = job.digest;
                 view.production = job.previous_digest;
@@ -242,7 +248,10 @@ impl Question {
         }
         last_verdicts::add(&mut view, &self.gates_of(&side.registry, &place));
         view.note_result_since(&self.rows(&place).await?);
-        view.decisions = self.decisions(route, &side.registry, &place, &view).await?;
+        let named = self.digests(&place, &view, job).await?;
+        view.decisions = self
+            .decisions(route, &side.registry, &place, &named)
+            .await?;
         Ok(view)
     }
 
@@ -290,19 +299,35 @@ impl Question {
         })
     }
 
-    /// The decisions in force that cover the tag, or what either side names under it.
+    /// What either side names, and the indexes of which that is a part.
+    async fn digests(
+        &self,
+        place: &TagId,
+        view: &TagView,
+        job: Option<&Settled>,
+    ) -> Result<Vec<Digest>, Fault> {
+        let named = view.digest.into_iter().chain(view.production);
+        let mut digests: Vec<Digest> = named.collect();
+        if let Some(production) = &view.production {
+            digests.extend(self.ledger.indexes_of(place, production).await?);
+        }
+        digests.extend(job.and_then(|job| job.index));
+        Ok(digests)
+    }
+
+    /// The decisions in force that cover the tag, or one of the digests.
     async fn decisions(
         &self,
         route: &Route,
         registry: &str,
         place: &TagId,
-        view: &TagView,
+        digests: &[Digest],
     ) -> Result<Vec<Numbered>, Fault> {
         self.ledger.in_force().await?;
         let routes = [route.name.clone()];
         let set = self.topology.sets.of(place);
         let covers = |target: &Target| match target {
-            Target::Digest(digest) => [view.digest, view.production].contains(&Some(*digest)),
+            Target::Digest(digest) => digests.contains(digest),
             Target::Set(..) => set
                 .as_ref()
                 .is_some_and(|set| target.covers_in_set(&set.name)),

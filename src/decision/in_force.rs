@@ -162,6 +162,8 @@ pub struct Candidate {
     pub beside: Option<TagId>,
     /// What it is about to name.
     pub digest: Digest,
+    /// The index from which it was chosen for a platform.
+    pub index: Option<Digest>,
     /// The rollback that names it: holds do not stop that, its end does.
     pub rollback: Option<u64>,
     /// The accept without which it is not named.
@@ -480,6 +482,7 @@ mod tests {
             set: None,
             beside: None,
             digest: digest("image"),
+            index: None,
             rollback: None,
             accepted: None,
             contents: Some(Arc::new([digest("layer")].into())),

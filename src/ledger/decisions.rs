@@ -603,7 +603,8 @@ fn end(db: &Connection, ids: &[u64], row: i64) -> rusqlite::Result<()> {
         .map(drop)
 }
 
-/// A production tag that names a denied digest, as far as looks have seen it.
+/// A production tag that names a denied digest or a part of a denied index, as far as looks have
+/// seen it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeniedTag {
     /// The tag.
@@ -636,7 +637,8 @@ impl Ledger {
             .await
     }
 
-    /// The production tags that are known to name one of the denied digests.
+    /// The production tags that are known to name one of the denied digests, or what was chosen for a
+    /// platform from one.
     pub async fn denied_in_production(&self) -> Result<Vec<DeniedTag>, Fault> {
         let now = clock::now();
         let in_force = self.in_force().await?;
@@ -652,13 +654,16 @@ impl Ledger {
         self.read(move |db| {
             let denied = json(&denied)?;
             db.prepare_cached(
-                "SELECT origin, repository, tag, digest FROM reported
-                    WHERE digest IN (SELECT value FROM json_each(?1))
-                UNION ALL
-                SELECT origin, repository, tag, digest FROM written
-                    WHERE digest IN (SELECT value FROM json_each(?1)) AND NOT EXISTS (
+                "WITH named AS (
+                    SELECT origin, repository, tag, digest FROM reported
+                    UNION ALL
+                    SELECT origin, repository, tag, digest FROM written WHERE NOT EXISTS (
                         SELECT 1 FROM reported WHERE reported.origin = written.origin
-                            AND reported.repository = written.repository AND reported.tag = written.tag)
+                            AND reported.repository = written.repository AND reported.tag = written.tag))
+                SELECT origin, repository, tag, digest FROM named
+                    WHERE digest IN (SELECT value FROM json_each(?1))
+                        OR (origin, repository, digest) IN (SELECT origin, repository, digest
+                            FROM chosen WHERE whole IN (SELECT value FROM json_each(?1)))
                 ORDER BY 1, 2, 3",
             )?
             .query_map([denied], |row| {

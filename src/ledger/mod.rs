@@ -35,6 +35,7 @@ use crate::state::{FolderCheck, FolderReplaced, StateLock};
 
 mod audit;
 mod chain;
+mod chosen;
 mod current;
 mod decisions;
 mod first_seen;
@@ -437,6 +438,9 @@ impl Ledger {
                 Verdict::Clear => {
                     let Candidate { place, digest, .. } = &candidate;
                     let is_new = tag_records::intend(db, place, digest, replaces.as_ref())?;
+                    if let Some(index) = &candidate.index {
+                        chosen::note(db, place, digest, index)?;
+                    }
                     Ok(Intended::Announced { is_new })
                 }
                 verdict => Ok(Intended::Stopped(verdict)),
@@ -545,14 +549,6 @@ impl Ledger {
     pub async fn digests_of(&self, place: &TagId, before: u64) -> Result<Vec<Digest>, Fault> {
         let place = place.clone();
         self.read(move |db| rows::digests_of(db, &place, before))
-            .await
-    }
-
-    /// The indexes from which a digest was chosen for a platform, by the jobs of a place's repository.
-    pub async fn indexes_of(&self, place: &TagId, digest: &Digest) -> Result<Vec<Digest>, Fault> {
-        let place = place.clone();
-        let digest = *digest;
-        self.read(move |db| rows::indexes_of(db, &place, &digest))
             .await
     }
 

@@ -563,24 +563,6 @@ pub(super) fn digests_of(
     Ok(digests)
 }
 
-/// The indexes from which a digest was chosen for a platform, by the jobs of a place's repository.
-pub(super) fn indexes_of(
-    db: &Connection,
-    place: &TagId,
-    digest: &Digest,
-) -> rusqlite::Result<Vec<Digest>> {
-    let [origin, repository, _] = names(place);
-    let mut read = db.prepare_cached(
-        "SELECT DISTINCT json_extract(content, '$.index') FROM rows JOIN jobs ON jobs.id = rows.job
-        WHERE origin = ?1 AND repository = ?2 AND json_extract(content, '$.digest') = ?3
-            AND json_extract(content, '$.index') IS NOT NULL",
-    )?;
-    read.query_map([origin, repository, &digest.to_string()], |row| {
-        parsed(row, 0)
-    })?
-    .collect()
-}
-
 /// The jobs that promoted a digest into the repository of a place.
 pub(super) fn named_by(
     db: &Connection,

@@ -11,7 +11,7 @@ pub(super) const SCHEMA: Schema = Schema {
     application: 0x62_66_6c_67,
     migrations: &[
         VERSION_1, VERSION_2, VERSION_3, VERSION_4, VERSION_5, VERSION_6, VERSION_7, VERSION_8,
-        VERSION_9, VERSION_10, VERSION_11,
+        VERSION_9, VERSION_10, VERSION_11, VERSION_12,
     ],
     fill: super::chain::seal,
 };
@@ -181,4 +181,16 @@ const VERSION_11: &str = "
         receiver TEXT PRIMARY KEY,
         row INTEGER NOT NULL
     ) STRICT, WITHOUT ROWID;
+";
+
+const VERSION_12: &str = "
+    -- the indexes (whole) from which manifests were chosen for a platform, from before they are named on
+    CREATE TABLE chosen (
+        origin TEXT NOT NULL,
+        repository TEXT NOT NULL,
+        digest TEXT NOT NULL,
+        whole TEXT NOT NULL,
+        PRIMARY KEY (origin, repository, digest, whole)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX chosen_by_whole ON chosen (whole);
 ";

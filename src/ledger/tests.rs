@@ -44,6 +44,7 @@ fn candidate(place: &TagId, digest: &Digest) -> Candidate {
         set: None,
         beside: None,
         digest: *digest,
+        index: None,
         rollback: None,
         accepted: None,
         contents: None,
@@ -830,4 +831,34 @@ async fn intents_over_one_digest_remember_it() {
             .unwrap();
         assert_eq!(read().await, expected.map(digest), "{name}");
     }
+}
+
+/// It is recorded with the intent: a process that ends directly after its request has no row.
+#[tokio::test]
+async fn of_which_index_a_manifest_is_a_part_is_known_before_it_is_named() {
+    let ledger = Ledger::in_memory();
+    let (named, other) = (place("app", "latest"), place("other", "latest"));
+    for index in [8, 9, 9] {
+        let candidate = Candidate {
+            index: Some(digest(index)),
+            ..candidate(&named, &digest(1))
+        };
+        ledger.intend(candidate, None).await.unwrap();
+    }
+    let mut indexes = ledger.indexes_of(&named, &digest(1)).await.unwrap();
+    indexes.sort();
+    let mut expected = vec![digest(8), digest(9)];
+    expected.sort();
+    assert_eq!(indexes, expected);
+    for (place, digest) in [(&named, digest(2)), (&other, digest(1))] {
+        assert_eq!(ledger.indexes_of(place, &digest).await.unwrap(), []);
+    }
+    // Production names the part from the row on.
+    let deny = Decision::about(&Target::Digest(digest(9)), Actor::daemon());
+    ledger.decide(Kind::Deny, deny, facts()).await.unwrap();
+    assert_eq!(ledger.denied_in_production().await.unwrap(), []);
+    ledger.found(&named, &digest(1)).await.unwrap();
+    let denied = ledger.denied_in_production().await.unwrap();
+    let places: Vec<&TagId> = denied.iter().map(|tag| &tag.place).collect();
+    assert_eq!(places, [&named]);
 }

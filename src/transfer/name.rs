@@ -338,8 +338,13 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
         let TagMove {
             place, contents, ..
         } = &self.naming;
-        self.promotion
-            .candidate(place, self.digest(), contents.clone())
+        let candidate = self
+            .promotion
+            .candidate(place, self.digest(), contents.clone());
+        Candidate {
+            index: self.naming.planned.index,
+            ..candidate
+        }
     }
 
     /// Whether the decisions in force clear the tag, by memory.

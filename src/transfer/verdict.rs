@@ -235,6 +235,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             set: self.stop.sets.name_of(own),
             beside: (place != own).then(|| own.clone()),
             digest,
+            index: None,
             rollback: self.job.rollback,
             accepted: accepted.filter(|_| place == own),
             contents,

@@ -97,7 +97,9 @@ impl Act<'_> {
             .filter(|digest| *digest != way.to && *digest != way.production);
         let mut complete = Vec::new();
         for digest in others.take(MOST_ASKED) {
-            if complete.len() < MOST_LISTED && holders.have(digest).await {
+            let indexes = self.ledger.indexes_of(&tag.place, &digest).await?;
+            let is_denied = in_force.denied(&indexes, clock::now()).is_some();
+            if !is_denied && complete.len() < MOST_LISTED && holders.have(digest).await {
                 complete.push(digest.to_string());
             }
         }

@@ -40,6 +40,7 @@ impl Decider {
             set: topology.sets.name_of(&tag.place),
             beside: None,
             digest: staging,
+            index: None,
             rollback: None,
             accepted: None,
             contents: Some(Arc::default()),
