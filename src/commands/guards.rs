@@ -7,7 +7,7 @@ use tokio::sync::watch as channel;
 use super::directory::Directory;
 use super::reference::Named;
 use crate::backend::Repository;
-use crate::endpoint::{Origin, Source as _};
+use crate::endpoint::{OnlyPlatform, Origin, Source as _};
 use crate::job::{Gates, Key, TagRules};
 use crate::look::topology::{self, Topology};
 use crate::oci::Tag;
@@ -30,6 +30,12 @@ impl Guards {
     pub(super) fn backup(&self, there: &Tag) -> Option<Tag> {
         self.sources(there)
             .find_map(|(route, tag)| route.backup_of(&tag, there))
+    }
+
+    /// The platform that production gets alone, where a route promises one.
+    pub(super) fn platform(&self) -> Option<Arc<OnlyPlatform>> {
+        let mut guarding = self.guarding.iter();
+        guarding.find_map(|route| route.platform.clone())
     }
 
     /// The rules of a tag of the destination that is ordered by name.
@@ -107,9 +113,9 @@ impl Ends {
             (!is_withdrawn).then(|| RulesInForce {
                 tag: guards.rules(&key.destination.tag),
                 backup: guards.backup(&key.destination.tag),
+                platform: Some(guards.platform().map(|only| only.platform().clone())),
                 gates: guards.gates,
                 observes: false,
-                platform: None,
             })
         })
     }

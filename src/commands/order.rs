@@ -27,7 +27,7 @@ use super::{Error, Observer, caller, stop_of};
 use crate::backend::Repository;
 use crate::clock;
 use crate::config::Config;
-use crate::endpoint::{Destination as _, Source as _};
+use crate::endpoint::{Destination as _, RouteSource, Source};
 use crate::fault::Fault;
 use crate::job::{
     Actor, Cause, Companions, Job, Key, LONG_WAIT, Look, NamedTag, ObservedVia, Outcome, Rank,
@@ -137,7 +137,7 @@ impl Order {
                 parts,
                 order: self,
                 pair,
-                from,
+                from: RouteSource::new(from.clone(), guards.platform()),
                 to,
                 settle,
                 stop: context.stop_of(&ends, &guards, stop),
@@ -163,7 +163,7 @@ struct PairPromotion<'a> {
     parts: &'a Parts,
     order: &'a Order,
     pair: &'a Pair,
-    from: &'a Repository,
+    from: RouteSource<Repository>,
     to: &'a Repository,
     settle: &'a Settle,
     stop: Stop,
@@ -183,7 +183,7 @@ impl PairPromotion<'_> {
         }
     }
 
-    async fn list(&self, repository: &Repository) -> Result<Option<ListedTags>, Fault> {
+    async fn list(&self, repository: &impl Source) -> Result<Option<ListedTags>, Fault> {
         self.parts
             .engine()
             .tags(repository, Reading::by_name(), &self.stop)
@@ -219,7 +219,7 @@ impl PairPromotion<'_> {
     /// Why a source that is named by tag and digest is not there: the tag names another digest, or
     /// nothing.
     async fn names_another(&self) -> Result<Option<String>, Fault> {
-        let from = self.from;
+        let from = self.from.whole();
         let (Some(tag), Some(digest)) = (self.pair.from.tag(), self.pair.from.digest()) else {
             return Ok(None);
         };
@@ -245,7 +245,7 @@ impl PairPromotion<'_> {
 
     /// Every tag, fixed ones first.
     async fn every(&self) -> Look {
-        let (source, destination) = futures::join!(self.list(self.from), self.list(self.to));
+        let (source, destination) = futures::join!(self.list(&self.from), self.list(self.to));
         let (source, destination) = match (source, destination) {
             (Ok(Some(source)), Ok(destination)) => (source, destination),
             (Ok(None), _) => {
@@ -332,7 +332,7 @@ impl PairPromotion<'_> {
             Ok(Some(digest)) => Completion::equal(digest, 0),
             Ok(None) => {
                 engine
-                    .run(&job, self.from, self.to, &self.settle.progress, &self.stop)
+                    .run(&job, &self.from, self.to, &self.settle.progress, &self.stop)
                     .await
             }
             Err(fault) => Completion::failed(fault, 0),
@@ -417,7 +417,7 @@ impl PairPromotion<'_> {
                 .map_or(TagState::Unknown, TagState::At),
             destination: listed.seen_there(there),
             destination_via: listed.destination_via,
-            source_at: self.from.abilities().current_lists.then_some(listed.at),
+            source_at: (self.from.whole().abilities().current_lists).then_some(listed.at),
             destination_at: listed.at,
             look_began: self.began,
             fresh: listed

@@ -6,6 +6,7 @@ mod backup;
 mod forward_only;
 mod observe;
 mod platform;
+mod platform_acts;
 
 use serde_json::Value;
 
@@ -24,4 +25,17 @@ fn scene(route: Value) -> Scene {
         staging,
         production,
     }
+}
+
+/// Waits until so many more polls have listed staging.
+async fn polled(staging: &Scripted, polls: usize) {
+    staging.forget_requests();
+    staging.seen(Kind::Tags, polls).await;
+}
+
+/// What was asked that no comparison of tags asks.
+fn asked_beyond_comparison(registry: &Scripted) -> Vec<String> {
+    let log = registry.log().into_iter();
+    let more = log.filter(|record| !matches!(record.kind, Kind::Tags | Kind::ManifestHead));
+    more.map(|record| record.path).collect()
 }

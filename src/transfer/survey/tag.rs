@@ -132,7 +132,11 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             observation.destination_via
         };
         let source = match observed {
-            _ if self.job.pinned.is_some() => self.job.pinned,
+            _ if let Some(pinned) = self.job.pinned => {
+                let chosen = self.chosen(pinned).await?;
+                index = Some(pinned).filter(|pinned| *pinned != chosen);
+                Some(chosen)
+            }
             TagState::At(digest) => Some(digest),
             TagState::Absent => None,
             // A tag that production lacks has its manifest read anyway: one request instead of two.
@@ -351,6 +355,20 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             Some(digest) => self.source_manifest(digest.into()).await,
             None => Ok(None),
         }
+    }
+
+    /// What is promoted of a pinned digest. A rollback goes to that itself.
+    async fn chosen(&self, pinned: Digest) -> Result<Digest, Fault> {
+        if self.job.rollback.is_some() || self.source.platform().is_none() {
+            return Ok(pinned);
+        }
+        let chosen = self
+            .ask_source(RequestClass::Manifests, |source| async move {
+                source.promoted_of(&pinned).await
+            })
+            .await?;
+        // That it is not there is told by who reads it.
+        Ok(chosen.unwrap_or(pinned))
     }
 
     /// The source digest of a tag.

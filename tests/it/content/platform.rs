@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::decisions::reasons;
 use crate::support::*;
 
-fn only(platform: &str) -> Value {
+pub(super) fn only(platform: &str) -> Value {
     json!({"platform": platform})
 }
 
@@ -16,7 +16,7 @@ fn image(number: u64) -> Image {
 }
 
 /// An index for linux/amd64 and linux/arm64.
-fn index(number: u64) -> (Image, [Image; 2]) {
+pub(super) fn index(number: u64) -> (Image, [Image; 2]) {
     let children = [image(10 * number), image(10 * number + 1)];
     (Image::index(&children), children)
 }
