@@ -11,7 +11,7 @@ use super::lines::Lines;
 use super::{Arguments, Failure};
 use crate::config::{Config, RegistryKind};
 use crate::ecr;
-use crate::job::{Scan, ScanSide};
+use crate::job::ScanSide;
 use crate::route::Create;
 
 /// Print the IAM policies that the config's ECR registries and queues need
@@ -175,15 +175,14 @@ fn uses(config: &Config) -> BTreeMap<String, Use> {
     for route in &config.routes {
         let source = uses.entry(route.from.registry().to_string()).or_default();
         let from = route.from.repository().replace("**", "*");
-        let scanned = route.gates.scan.as_ref().and_then(Scan::side);
-        if scanned == Some(ScanSide::Source) {
+        if route.gates.is_scanned_at(ScanSide::Source) {
             source.allow(&from, [SCAN]);
         }
         source.read(from, matches!(route.create, Create::Clone));
         for to in &route.to {
             let destination = uses.entry(to.registry().to_string()).or_default();
             let to = any_capture(to.repository());
-            if scanned == Some(ScanSide::Destination) {
+            if route.gates.is_scanned_at(ScanSide::Destination) {
                 destination.allow(&to, [SCAN]);
             }
             destination.write(to, &route.create);

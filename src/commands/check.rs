@@ -222,8 +222,9 @@ async fn read(source: &Repository) -> Result<String, Fault> {
 /// Whether the findings of scans can be read where a gate asks for them. No repository has the image
 /// that is asked about.
 async fn scanned(route: &Route, repository: &Repository, side: ScanSide) -> Option<Check> {
-    let scan = route.gates.scan.as_ref();
-    scan.filter(|scan| scan.side() == Some(side))?;
+    if !route.gates.is_scanned_at(side) {
+        return None;
+    }
     let name = format!("scans of {}", repository.address());
     match repository
         .scan_findings(&unknown_digest(), None)

@@ -10,7 +10,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize};
 use url::Url;
 
-use super::Scan;
+use super::{Scan, ScanSide};
 use crate::glob::Glob;
 use crate::week::Hours;
 
@@ -300,6 +300,12 @@ impl Gates {
     /// Whether a gate is set.
     pub fn has(&self, gate: GateKind) -> bool {
         self.kinds().contains(&gate)
+    }
+
+    /// Whether a registry's scan is asked for at this side.
+    pub fn is_scanned_at(&self, side: ScanSide) -> bool {
+        let scan = self.scan.as_ref();
+        scan.is_some_and(|scan| scan.side() == Some(side))
     }
 
     /// Whether there are none.

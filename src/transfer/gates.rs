@@ -73,15 +73,14 @@ impl Judged {
     }
 
     /// Adds an answer. Returns whether the next gate is to be judged.
-    fn add_answer(&mut self, answer: Answer) -> bool {
+    pub(super) fn add_answer(&mut self, answer: Answer) -> bool {
         self.answered = Some(self.answered.map_or(answer.at, |at| at.min(answer.at)));
         self.add(answer.judgement)
     }
 
-    /// Whether a person passes a gate that is set. Then it is not asked.
-    fn is_overridden(&mut self, gates: &Gates, gate: GateKind) -> bool {
+    /// Whether a person passes a gate, which is set. Then it is not asked.
+    pub(super) fn is_overridden(&mut self, gate: GateKind) -> bool {
         let passed = self.approvals.override_of(gate);
-        let passed = passed.filter(|_| gates.has(gate));
         let judgement = passed.map(GateOverride::judgement);
         let is_overridden = judgement.is_some();
         self.judgements.extend(judgement);
@@ -174,13 +173,9 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         phase: Phase,
         judged: &mut Judged,
     ) -> Result<(), Fault> {
-        if self.planned_rules().forward_only {
-            let passed = judged.approvals.override_of(GateKind::ForwardOnly);
-            let is_passed = match passed.map(GateOverride::judgement) {
-                Some(judgement) => judged.add(judgement),
-                None => judged.add_answer(self.judge_versions(facts, digest, phase).await?),
-            };
-            if !is_passed {
+        if self.planned_rules().forward_only && !judged.is_overridden(GateKind::ForwardOnly) {
+            let answer = self.judge_versions(facts, digest, phase).await?;
+            if !judged.add_answer(answer) {
                 return Ok(());
             }
         }
@@ -208,7 +203,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         judged: &mut Judged,
     ) -> Result<(), Fault> {
         let mut attached = None;
-        if !gates.referrers.is_empty() && !judged.is_overridden(gates, GateKind::Referrers) {
+        if !gates.referrers.is_empty() && !judged.is_overridden(GateKind::Referrers) {
             let found = self.attached(&subject).await?;
             let judgement = gate::referrers::judge(&gates.referrers, &found);
             attached = Some(found);
@@ -218,7 +213,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         }
         let statements: Vec<GateKind> = [GateKind::Signature, GateKind::Attestation]
             .into_iter()
-            .filter(|gate| gates.has(*gate) && !judged.is_overridden(gates, *gate))
+            .filter(|gate| gates.has(*gate) && !judged.is_overridden(*gate))
             .collect();
         for judgement in self.judge_statements(gates, subject, &statements).await? {
             if !judged.add(judgement) {
@@ -234,9 +229,9 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             return Ok(());
         }
         let command = gates.command.clone().map(Judge::Command);
-        let command = command.filter(|_| !judged.is_overridden(gates, GateKind::Command));
+        let command = command.filter(|_| !judged.is_overridden(GateKind::Command));
         let http = gates.http.clone().map(Judge::Http);
-        let http = http.filter(|_| !judged.is_overridden(gates, GateKind::Http));
+        let http = http.filter(|_| !judged.is_overridden(GateKind::Http));
         if command.is_none() && http.is_none() {
             return Ok(());
         }
@@ -267,39 +262,6 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             }
         }
         Ok(())
-    }
-
-    /// Judges the scan. One in production can be asked for once the content is there. Returns
-    /// whether the next gate is to be judged.
-    async fn judge_scan_of(
-        &self,
-        gates: &Gates,
-        digest: Digest,
-        phase: Phase,
-        judged: &mut Judged,
-    ) -> Result<bool, Fault> {
-        let Some(scan) = &gates.scan else {
-            return Ok(true);
-        };
-        let is_in_production = scan.side() == Some(ScanSide::Destination);
-        if is_in_production && self.job.dry_run {
-            self.note_reason("a dry run asks for no scan in production".into());
-        }
-        let is_early = is_in_production && phase == Phase::Carry;
-        if is_early || judged.is_overridden(gates, GateKind::Scan) {
-            return Ok(true);
-        }
-        let answer = self.judge_scan(scan, &signers(gates), digest).await?;
-        Ok(judged.add_answer(answer))
-    }
-
-    /// Whether a scan in production is judged before the tag moves.
-    pub(super) fn awaits_scan_there(&self) -> Result<bool, Fault> {
-        let is_there = |gates: &Gates| {
-            let scan = gates.scan.as_ref();
-            scan.is_some_and(|scan| scan.side() == Some(ScanSide::Destination))
-        };
-        Ok(self.gates_in_force()?.all().any(is_there))
     }
 
     /// The verdicts on signatures and attestations. What verified holds while the digest and the
@@ -481,7 +443,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
 }
 
 /// All signers of the gates: what is known of a statement is known by all of them.
-fn signers(gates: &Gates) -> Arc<[Signer]> {
+pub(super) fn signers(gates: &Gates) -> Arc<[Signer]> {
     let trusted = gates.signature.iter();
     let trusted = trusted.chain(gates.attestation.iter().map(|one| &one.trusted));
     let trusted = trusted.chain(gates.scan.iter().filter_map(Scan::trusted));

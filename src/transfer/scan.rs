@@ -8,21 +8,54 @@ use futures::FutureExt as _;
 use tokio::time::Instant;
 
 use super::Promotion;
+use super::gates::{Judged, signers};
 use super::limits::RequestClass;
 use super::questions::{Answer, HOLDS};
 use crate::endpoint::{Cursor, Destination, ScanAnswer, Source};
 use crate::fault::Fault;
+use crate::gate::question::Phase;
 use crate::gate::scan::{Findings, Reading};
 use crate::job::gates::Signer;
-use crate::job::{Judgement, Scan, ScanOrigin, ScanSide};
+use crate::job::{GateKind, Gates, Judgement, Scan, ScanOrigin, ScanSide};
 use crate::oci::Digest;
 
 /// A pass of a scan, and the gate that it was judged by.
 pub(super) type PassedScan = (Scan, Answer);
 
 impl<S: Source, D: Destination> Promotion<'_, S, D> {
+    /// Judges the scan. One in production can be asked for once the content is there. Returns
+    /// whether the next gate is to be judged.
+    pub(super) async fn judge_scan_of(
+        &self,
+        gates: &Gates,
+        digest: Digest,
+        phase: Phase,
+        judged: &mut Judged,
+    ) -> Result<bool, Fault> {
+        let Some(scan) = &gates.scan else {
+            return Ok(true);
+        };
+        let is_in_production = gates.is_scanned_at(ScanSide::Destination);
+        if is_in_production && self.job.dry_run {
+            self.note_reason("a dry run asks for no scan in production".into());
+        }
+        let is_early = is_in_production && phase == Phase::Carry;
+        if is_early || judged.is_overridden(GateKind::Scan) {
+            return Ok(true);
+        }
+        let answer = self.judge_scan(scan, &signers(gates), digest).await?;
+        Ok(judged.add_answer(answer))
+    }
+
+    /// Whether a scan in production is judged before the tag moves.
+    pub(super) fn awaits_scan_there(&self) -> Result<bool, Fault> {
+        let gates = self.gates_in_force()?;
+        let mut all = gates.all();
+        Ok(all.any(|gates| gates.is_scanned_at(ScanSide::Destination)))
+    }
+
     /// The verdict on the scan of an image. A pass holds for [`HOLDS`].
-    pub(super) async fn judge_scan(
+    async fn judge_scan(
         &self,
         gate: &Scan,
         signers: &Arc<[Signer]>,
@@ -121,7 +154,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         side: ScanSide,
         digest: Digest,
     ) -> Result<Option<jiff::Timestamp>, Fault> {
-        let is_asked = !self.job.dry_run && self.job.rollback.is_none();
+        let is_asked = self.job.is_recorded() && self.job.rollback.is_none();
         let is_recorded = is_asked && !self.time_facts(None).is_skewed();
         let ledger = &self.engine.ledger;
         let (origin, repository) = match side {

@@ -77,19 +77,14 @@ impl<B: Repositories> Watch<B> {
         let owner = self.owners.owner(&there)?;
         let route = topology.routes.0.get(owner.route)?;
         let source_tags = originals(topology, route, &owner.source, &there, tags);
-        let is_awaited = is_scan && tags.is_empty() && is_scanned_there(route);
+        let is_scanned_there = route.gates.is_scanned_at(ScanSide::Destination);
+        let is_awaited = is_scan && tags.is_empty() && is_scanned_there;
         (is_awaited || !source_tags.is_empty()).then(|| PushedLook {
             route: route.name.clone(),
             repository: owner.source.clone(),
             source_tags: (!is_awaited).then_some(source_tags),
         })
     }
-}
-
-/// Whether the route's gate asks for scans in production.
-fn is_scanned_there(route: &Route) -> bool {
-    let scan = route.gates.scan.as_ref();
-    scan.is_some_and(|scan| scan.side() == Some(ScanSide::Destination))
 }
 
 /// The source's names of tags in a destination.
