@@ -91,7 +91,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         if gates.all().all(|gates| gates.min_age.is_none()) {
             return Ok(None);
         }
-        let is_seen = !self.job.dry_run && self.job.rollback.is_none();
+        let is_seen = self.job.is_recorded() && self.job.rollback.is_none();
         let is_recorded = is_seen && !self.time_facts(None).is_skewed();
         let repository = self.source.repository();
         self.engine

@@ -276,7 +276,10 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             Named::InSet(wait) => Round::complete(Completion::waits_for_set(&facts, wait)),
             Named::NoBackup(reason) => {
                 let decision = Decision::Refused(reason);
-                Round::complete(Completion::untouched(decision, &facts))
+                Round::complete(Completion {
+                    is_gated: true,
+                    ..Completion::untouched(decision, &facts)
+                })
             }
         })
     }

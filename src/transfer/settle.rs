@@ -204,7 +204,7 @@ impl Engine {
         settled: &Settled,
         completion: &Completion,
     ) -> bool {
-        if job.dry_run && !job.observes {
+        if !job.is_recorded() {
             return false;
         }
         // A digest from outside is only compared: that it is another one says nothing of the tag.

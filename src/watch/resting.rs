@@ -7,8 +7,8 @@
 //!
 //! A tag that gates keep back rests until the first of them may judge otherwise: until its time,
 //! or, where evidence is missing, for an hour not at all and then for the interval of `verify`. A
-//! tag that a decision keeps back rests for that interval. Any change of the decisions in force ends
-//! these rests.
+//! tag that a decision or its missing backup keeps back rests for that interval. Any change of the
+//! decisions in force ends these rests.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

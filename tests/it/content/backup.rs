@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use super::{asked_beyond_comparison, polled};
 use crate::decisions::{Scene, reasons};
 use crate::support::daemon::end_of;
 use crate::support::rules::{Act, Cut, Gate, Rule};
@@ -229,4 +230,42 @@ async fn a_renamed_tag_has_a_renamed_backup() {
     assert_eq!(there, wanted);
     let run = scene.ferry.sync(&[]).await.expect(0);
     assert_eq!(run.total("only_in_destination"), 0);
+}
+
+/// Each poll ran the whole job again, although its backup tag stayed as it was.
+#[tokio::test]
+async fn a_tag_without_its_backup_costs_a_poll_its_comparison_and_no_job() {
+    let scene = super::scene(rules());
+    let config = Config::new()
+        .registry("staging", &scene.staging.url())
+        .registry("production", &scene.production.url())
+        .daemon("poll", json!("200ms"))
+        .route("app", rules());
+    scene.ferry.write_config(&config);
+    push_and_sync(&scene, 1, 0).await;
+    scene.production.push("app", PREVIOUS, &image(9));
+    scene.staging.push("app", "latest", &image(2));
+    let daemon = scene.ferry.start_ready().await;
+    polled(&scene.staging, 2).await;
+    scene.production.forget_requests();
+    polled(&scene.staging, 4).await;
+    for registry in [&scene.staging, &scene.production] {
+        assert_eq!(asked_beyond_comparison(registry), [""; 0]);
+    }
+    let asked = scene.production.log().into_iter();
+    let of_backup: Vec<_> = asked
+        .filter(|record| record.path.ends_with(PREVIOUS))
+        .collect();
+    assert!(of_backup.is_empty(), "{of_backup:?}");
+    let refused = [
+        ("route", "app"),
+        ("destination", "production"),
+        ("state", "refused"),
+    ];
+    let count = daemon.metric("blobferry_tags", &refused).await;
+    assert_eq!(count, Some(1.0));
+    // A look that is asked for tries again.
+    scene.production.untag("app", PREVIOUS);
+    scene.ferry.sync(&["--tag", "latest"]).await.expect(0);
+    assert_eq!(there(&scene), [Some(2), Some(1)]);
 }

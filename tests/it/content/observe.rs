@@ -132,3 +132,22 @@ async fn a_drift_that_is_observed_is_recorded_and_stays() {
         Some(image(2).digest())
     );
 }
+
+/// What is old enough by the time that the route promotes waits no more.
+#[tokio::test]
+async fn an_age_begins_while_the_route_observes() {
+    let scene = super::scene(json!({"mode": "observe", "gates": {"min_age": "1h"}}));
+    scene.staging.push("app", "v1", &image(1));
+    let plan = scene.ferry.sync(&["--dry-run"]).await.expect(0);
+    let seen = |run: &Run| run.job("v1")["gates"][0]["evidence"]["first_seen"].clone();
+    assert!(seen(&plan).is_null(), "{}", plan.said());
+    let first = seen(&scene.ferry.sync(&[]).await.expect(0));
+    assert!(first.is_string(), "{first}");
+    assert_eq!(seen(&scene.ferry.sync(&[]).await.expect(0)), first);
+    let config = Config::new()
+        .registry("staging", &scene.staging.url())
+        .registry("production", &scene.production.url())
+        .route("app", json!({"gates": {"min_age": "1h"}}));
+    scene.ferry.write_config(&config);
+    assert_eq!(seen(&scene.ferry.sync(&[]).await.expect(0)), first);
+}
