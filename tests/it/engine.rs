@@ -569,10 +569,10 @@ async fn a_session_that_took_no_byte_is_not_left_behind() {
     let world = World::new();
     let layer = world.layer("app", 1, 40 * MIB);
     world.image("app", "v1", &[layer]);
+    world.production.store_blob("app", r#"{"of":"app:v1"}"#);
     let busy = Class::Retryable {
         after: Some(Duration::from_secs(3600)),
     };
-    world.staging.fail_next(Operation::ReadBlob, busy);
     world.staging.fail_next(Operation::ReadBlob, busy);
     assert_failed(&world.promote("app", "v1").await, busy);
     assert!(world.production.count(Operation::BeginUpload) > 0);
