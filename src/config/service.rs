@@ -12,8 +12,12 @@ pub(super) enum WrongUrl {
 
 /// The address of a service: `http` or `https`, without a user.
 pub(super) fn service_url(text: &str) -> Result<Url, WrongUrl> {
+    // A parser of URLs takes the path of `https:///path` for a host.
+    let has_host = text
+        .split_once("://")
+        .is_some_and(|(_, rest)| !rest.starts_with(['/', '\\']));
     let url = Url::parse(text.trim()).map_err(|_| WrongUrl::Other)?;
-    if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
+    if !has_host || !matches!(url.scheme(), "http" | "https") || !url.has_host() {
         return Err(WrongUrl::Other);
     }
     if !url.username().is_empty() || url.password().is_some() {

@@ -27,9 +27,8 @@ impl Control {
         tally: Option<&Tally>,
     ) -> Result<ScanAnswer, Fault> {
         const ACTION: &str = "DescribeImageScanFindings";
-        let image = ImageIdentifier::builder()
-            .image_digest(image.to_string())
-            .build();
+        let asked = image.to_string();
+        let image = ImageIdentifier::builder().image_digest(&asked).build();
         let answer = self
             .call(ACTION, repository.as_str(), tally, |client| {
                 let request = client
@@ -44,7 +43,10 @@ impl Control {
             })
             .await;
         match answer {
-            Ok(answer) => Ok(read(&answer)),
+            Ok(answer) if is_about(&answer, &asked) => Ok(read(&answer)),
+            Ok(_) => Ok(ScanAnswer::Pending(
+                "the answer is about another image".into(),
+            )),
             Err(refusal) => match &*refusal.code {
                 "ScanNotFoundException" => Ok(ScanAnswer::Pending("no scan".into())),
                 "ImageNotFoundException" => Ok(ScanAnswer::Pending("no such image".into())),
@@ -52,6 +54,11 @@ impl Control {
             },
         }
     }
+}
+
+fn is_about(answer: &DescribeImageScanFindingsOutput, image: &str) -> bool {
+    let digest = answer.image_id().and_then(|id| id.image_digest());
+    digest.is_none_or(|digest| digest == image)
 }
 
 fn read(answer: &DescribeImageScanFindingsOutput) -> ScanAnswer {
@@ -88,8 +95,12 @@ fn page(found: &ImageScanFindings, next: Option<Cursor>) -> FindingsPage {
     let scanned = found.image_scan_completed_at().and_then(timestamp);
     let basic = found.findings().iter().map(|one| basic(one, scanned));
     let enhanced = found.enhanced_findings().iter();
-    let inspected = enhanced.filter(|one| is_open(one)).map(inspected);
+    let (open, over): (Vec<_>, Vec<_>) = enhanced.partition(|one| is_open(one));
+    let inspected = open.into_iter().map(inspected);
     let read: Result<Vec<Finding>, String> = basic.chain(inspected).collect();
+    let over = over
+        .into_iter()
+        .filter_map(|one| Severity::of(one.severity()?));
     let counts = found.finding_severity_counts();
     let counts = counts.map(|counts| {
         let counts = counts.iter().filter_map(|(severity, count)| {
@@ -103,6 +114,7 @@ fn page(found: &ImageScanFindings, next: Option<Cursor>) -> FindingsPage {
         counts,
         unreadable: read.as_ref().err().cloned(),
         findings: read.unwrap_or_default(),
+        over: over.collect(),
         next,
     }
 }

@@ -1,6 +1,6 @@
 //! The findings of a scan of an image: by the registry's own scanner, or as a statement has them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -109,6 +109,8 @@ pub struct FindingsPage {
     pub counts: Option<BTreeMap<Severity, u64>>,
     /// The findings of this page.
     pub findings: Vec<Finding>,
+    /// The severities of findings of this page that are over: mended, or suppressed at the scanner.
+    pub over: BTreeSet<Severity>,
     /// Why a finding of this page could not be read.
     pub unreadable: Option<String>,
     /// Where the next page is; `None` after the last.

@@ -28,6 +28,8 @@ pub struct Findings<'a> {
     gate: &'a Scan,
     time: TimeFacts,
     images: BTreeSet<Digest>,
+    /// The scan of the image that is read now.
+    current: Current,
     read: u64,
     /// By severity, as the scanner counts them, else as they were read.
     counts: BTreeMap<Severity, u64>,
@@ -46,6 +48,37 @@ pub struct Findings<'a> {
     refused: Option<String>,
     /// The statements that hold the findings.
     statements: Vec<Value>,
+}
+
+/// A scan whose pages are read.
+#[derive(Debug, Default)]
+struct Current {
+    scanned: Option<Timestamp>,
+    counts: Option<BTreeMap<Severity, u64>>,
+    /// The severities of what its pages have listed.
+    listed: BTreeSet<Severity>,
+}
+
+impl Current {
+    /// Whether another page is of the same scan.
+    fn has(&self, page: &FindingsPage) -> bool {
+        let counts = self.counts.as_ref().zip(page.counts.as_ref());
+        self.scanned == page.scanned && counts.is_none_or(|(first, other)| first == other)
+    }
+
+    fn add(&mut self, page: &FindingsPage) {
+        let listed = page.findings.iter().map(|finding| finding.severity);
+        self.listed.extend(listed.chain(page.over.iter().copied()));
+    }
+
+    /// A severity that is counted, although no finding has it.
+    fn missing(&self, severities: &[Severity]) -> Option<Severity> {
+        let counts = self.counts.as_ref()?;
+        let is_missing = |severity: &&Severity| {
+            counts.get(severity).is_some_and(|count| *count > 0) && !self.listed.contains(severity)
+        };
+        severities.iter().find(is_missing).copied()
+    }
 }
 
 /// A scan that a statement holds.
@@ -75,6 +108,7 @@ impl<'a> Findings<'a> {
             gate,
             time,
             images: BTreeSet::new(),
+            current: Current::default(),
             read: 0,
             counts: BTreeMap::new(),
             scanned: None,
@@ -114,9 +148,13 @@ impl<'a> Findings<'a> {
 
     /// What is wrong with the time of a scan that has not come yet.
     fn to_come(&self, scanned: Timestamp) -> Option<String> {
-        let latest = self.time.now.saturating_add(AHEAD);
-        let is_to_come = latest.is_ok_and(|latest| scanned > latest);
+        let is_to_come = self.is_to_come(scanned);
         is_to_come.then(|| format!("a scan says that it ends at {scanned:.0}, which is to come"))
+    }
+
+    fn is_to_come(&self, time: Timestamp) -> bool {
+        let latest = self.time.now.saturating_add(AHEAD);
+        latest.is_ok_and(|latest| time > latest)
     }
 
     /// Adds what `registry` says of an image.
@@ -136,6 +174,18 @@ impl<'a> Findings<'a> {
     }
 
     fn add_page(&mut self, image: Digest, page: FindingsPage, is_first: bool) -> Reading {
+        if is_first {
+            self.current = Current {
+                scanned: page.scanned,
+                counts: page.counts.clone(),
+                listed: BTreeSet::new(),
+            };
+        } else if !self.current.has(&page) {
+            let why = "another scan ended while its pages were read".to_owned();
+            self.pending.push((image, why));
+            return self.next(None);
+        }
+        self.current.add(&page);
         self.scanned = [self.scanned, page.scanned].into_iter().flatten().min();
         self.read += LEAST.max(page.findings.len() as u64);
         let counted = page.counts.is_some();
@@ -154,6 +204,12 @@ impl<'a> Findings<'a> {
         if self.read >= MOST && page.next.is_some() {
             let text = format!("the scan of {image} has too many findings: {MOST} were read");
             self.refused.get_or_insert(text);
+        }
+        let missing = self.current.missing(&self.gate.refuse);
+        if let Some(severity) = missing.filter(|_| page.next.is_none()) {
+            let severity = severity.name();
+            let why = format!("its scan counts findings of {severity}, and lists none");
+            self.pending.push((image, why));
         }
         self.next(page.next)
     }
@@ -184,11 +240,13 @@ impl<'a> Findings<'a> {
         }
     }
 
-    /// When the grace for a finding ends. `None`: it has none, or is of an unknown age.
+    /// When the grace for a finding ends. `None`: it has none, or is of an unknown age, or of a day
+    /// to come.
     fn grace_of(&self, finding: &Finding) -> Option<Timestamp> {
         let grace = self.gate.grace.get(&finding.severity)?;
         let grace = SignedDuration::try_from(*grace).ok()?;
-        finding.since?.saturating_add(grace).ok()
+        let since = finding.since.filter(|since| !self.is_to_come(*since));
+        since?.saturating_add(grace).ok()
     }
 
     fn note_end(&mut self, end: Timestamp) {
@@ -421,6 +479,70 @@ mod tests {
             let scans = vec![scan("2026-11-29T00:00:00Z"), scan(scanned)];
             findings.add_signed(Digest::sha256(b"image"), "a signer", scans);
             assert_eq!(findings.judge(None).verdict, verdict, "{scanned}");
+        }
+    }
+
+    /// A critical finding of a scan that ended in between was on the page that had been read.
+    #[test]
+    fn pages_of_two_scans_are_no_scan() {
+        let page = |scanned: &str, critical: u64| FindingsPage {
+            scanned: scanned.parse().ok(),
+            counts: Some(BTreeMap::from([(Severity::Critical, critical)])),
+            ..FindingsPage::default()
+        };
+        let (before, after) = ("2026-11-29T00:00:00Z", "2026-11-30T00:00:00Z");
+        for (second, expected) in [
+            (page(before, 0), Verdict::Pass),
+            (page(after, 0), Verdict::Wait),
+            (page(before, 1), Verdict::Wait),
+        ] {
+            let gate = gate();
+            let mut findings = Findings::new(&gate, at("2026-11-30T12:00:00Z", None));
+            let image = Digest::sha256(b"image");
+            for page in [page(before, 0), second] {
+                findings.add(image, "ecr", ScanAnswer::Findings(page));
+            }
+            assert_eq!(findings.judge(None).verdict, expected);
+        }
+    }
+
+    #[test]
+    fn what_is_counted_and_not_listed_is_waited_for() {
+        let gate = gate();
+        let over = BTreeSet::from([Severity::Critical]);
+        for (over, expected) in [(BTreeSet::new(), Verdict::Wait), (over, Verdict::Pass)] {
+            let mut findings = Findings::new(&gate, at("2026-11-30T12:00:00Z", None));
+            let page = FindingsPage {
+                counts: Some(BTreeMap::from([(Severity::Critical, 3)])),
+                over,
+                ..FindingsPage::default()
+            };
+            findings.add(Digest::sha256(b"image"), "ecr", ScanAnswer::Findings(page));
+            assert_eq!(findings.judge(None).verdict, expected);
+        }
+    }
+
+    #[test]
+    fn a_finding_of_a_day_to_come_has_no_grace() {
+        let gate = Scan {
+            grace: BTreeMap::from([(Severity::Critical, Duration::from_secs(3600))]),
+            ..gate()
+        };
+        for (since, expected) in [
+            ("2099-01-01T00:00:00Z", Verdict::Refuse),
+            ("2026-11-30T11:59:00Z", Verdict::Pass),
+        ] {
+            let mut findings = Findings::new(&gate, at("2026-11-30T12:00:00Z", None));
+            let page = FindingsPage {
+                findings: vec![Finding {
+                    id: "CVE-1".into(),
+                    severity: Severity::Critical,
+                    since: since.parse().ok(),
+                }],
+                ..FindingsPage::default()
+            };
+            findings.add(Digest::sha256(b"image"), "ecr", ScanAnswer::Findings(page));
+            assert_eq!(findings.judge(None).verdict, expected, "{since}");
         }
     }
 

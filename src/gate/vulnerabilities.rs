@@ -93,12 +93,17 @@ fn found_by(scanners: Vec<Scanner>, scanned: Timestamp) -> Result<Vec<Finding>, 
 
 fn found_in(result: Value) -> Result<Vec<Found>, String> {
     let has = |key: &str| result.get(key).is_some();
+    // `results` is Trivy's key in the wrong case.
+    let known = ["runs", "matches", "SchemaVersion", "results"];
+    if known.into_iter().filter(|key| has(key)).count() > 1 {
+        return Err("its result is of two scanners at once".into());
+    }
     if result.is_array() {
         let listed: Vec<Listed> = parsed(result)?;
         return listed.into_iter().map(Listed::found).collect();
     }
     if has("runs") {
-        return parsed(result).map(Sarif::found);
+        return parsed(result).and_then(Sarif::found);
     }
     if has("matches") {
         return parsed(result).map(Grype::found);
@@ -271,11 +276,13 @@ struct Run {
 
 #[derive(Deserialize)]
 struct Tool {
-    driver: Driver,
+    driver: Component,
+    #[serde(default)]
+    extensions: Vec<Component>,
 }
 
 #[derive(Deserialize)]
-struct Driver {
+struct Component {
     #[serde(default)]
     rules: Vec<Rule>,
 }
@@ -300,34 +307,98 @@ struct DefaultConfiguration {
 struct SarifResult {
     rule_id: Option<String>,
     rule_index: Option<usize>,
+    rule: Option<RuleReference>,
     level: Option<String>,
 }
 
+/// Where the rule of a result stands (section 3.52).
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RuleReference {
+    id: Option<String>,
+    index: Option<usize>,
+    tool_component: Option<ComponentReference>,
+}
+
+#[derive(Deserialize)]
+struct ComponentReference {
+    index: Option<usize>,
+}
+
 impl Sarif {
-    fn found(self) -> Vec<Found> {
-        self.runs.into_iter().flat_map(Run::found).collect()
+    fn found(self) -> Result<Vec<Found>, String> {
+        let found: Result<Vec<_>, _> = self.runs.into_iter().map(Run::found).collect();
+        Ok(found?.into_iter().flatten().collect())
     }
 }
 
 impl Run {
-    fn found(self) -> Vec<Found> {
-        let rules = self.tool.driver.rules;
-        let by_id: BTreeMap<&str, &Rule> = rules.iter().map(|rule| (&*rule.id, rule)).collect();
-        let found = self.results.into_iter().map(|result| {
-            let indexed = result.rule_index.and_then(|index| rules.get(index));
-            let named = result
-                .rule_id
-                .as_deref()
-                .and_then(|id| by_id.get(id).copied());
-            let rule = named.or(indexed);
-            let id = result.rule_id.clone().or(rule.map(|rule| rule.id.clone()));
-            Found {
-                id: id.unwrap_or_else(|| "a finding without a name".into()),
-                severity: Some(sarif_severity(rule, result.level.as_deref())),
-                since: None,
-            }
-        });
+    fn found(self) -> Result<Vec<Found>, String> {
+        let Run { tool, results } = self;
+        let found = results.iter().map(|result| tool.found(result));
         found.collect()
+    }
+}
+
+impl Tool {
+    fn found(&self, result: &SarifResult) -> Result<Found, String> {
+        let rules = self.rules_of(result);
+        let id = result.id().or(rules.first().map(|rule| &*rule.id));
+        let id = id.unwrap_or("a finding without a name").to_owned();
+        if rules.is_empty() && self.has_rules() {
+            return Err(format!("the rule of {} is not in it", clip(&id, 100)));
+        }
+        let level = result.level.as_deref();
+        let severities = rules
+            .into_iter()
+            .map(|rule| sarif_severity(Some(rule), level));
+        let worst = severities.min_by_key(|word| severity(word));
+        Ok(Found {
+            id,
+            severity: Some(worst.unwrap_or_else(|| sarif_severity(None, level))),
+            since: None,
+        })
+    }
+
+    fn components(&self) -> impl Iterator<Item = &Component> {
+        std::iter::once(&self.driver).chain(&self.extensions)
+    }
+
+    fn has_rules(&self) -> bool {
+        self.components().any(|one| !one.rules.is_empty())
+    }
+
+    /// The rules that a result may mean: by its id, or one above that (section 3.27.5), in any
+    /// component; without an id by its place.
+    fn rules_of(&self, result: &SarifResult) -> Vec<&Rule> {
+        if let Some(id) = result.id() {
+            let is_meant = |rule: &&Rule| {
+                let below = id.strip_prefix(&*rule.id);
+                below.is_some_and(|below| below.is_empty() || below.starts_with('/'))
+            };
+            return self
+                .components()
+                .flat_map(|one| one.rules.iter().filter(is_meant))
+                .collect();
+        }
+        let reference = result.rule.as_ref();
+        let index = result.rule_index.or(reference.and_then(|rule| rule.index));
+        let component = reference.and_then(|rule| rule.tool_component.as_ref()?.index);
+        let component = match component {
+            Some(number) => self.extensions.get(number),
+            None => Some(&self.driver),
+        };
+        let rule = component
+            .zip(index)
+            .and_then(|(one, index)| one.rules.get(index));
+        rule.into_iter().collect()
+    }
+}
+
+impl SarifResult {
+    fn id(&self) -> Option<&str> {
+        let referred = self.rule.as_ref().and_then(|rule| rule.id.as_deref());
+        self.rule_id.as_deref().or(referred)
     }
 }
 
@@ -442,6 +513,44 @@ mod tests {
     }
 
     #[test]
+    fn the_rule_of_a_result_is_found_wherever_it_stands() {
+        let scored = json!({"id": "C", "properties": {"security-severity": "9.8"}});
+        let beside = |rules: Value, result: Value| {
+            json!({"runs": [{"tool": {"driver": {"rules": rules}, "extensions": [{"rules": [scored]}]},
+                "results": [result]}]})
+        };
+        for (document, id) in [
+            (
+                beside(json!([]), json!({"ruleId": "C", "level": "note"})),
+                "C",
+            ),
+            (
+                beside(
+                    json!([{"id": "A"}]),
+                    json!({"rule": {"index": 0, "toolComponent": {"index": 0}}}),
+                ),
+                "C",
+            ),
+            (
+                beside(json!([]), json!({"rule": {"id": "C"}, "level": "none"})),
+                "C",
+            ),
+            (
+                sarif(
+                    json!([scored]),
+                    json!([{"ruleId": "C/sub", "level": "note"}]),
+                ),
+                "C/sub",
+            ),
+            (beside(json!([{"id": "C"}]), json!({"ruleId": "C"})), "C"),
+        ] {
+            let shown = document.to_string();
+            let expected = [(id.to_owned(), Severity::Critical)];
+            assert_eq!(found(document), expected, "{shown}");
+        }
+    }
+
+    #[test]
     fn a_scan_that_found_nothing_is_told_from_one_that_cannot_be_read() {
         for empty in [
             json!([]),
@@ -461,6 +570,17 @@ mod tests {
             json!([{"severity": []}]),
             json!([{"id": "CVE-1", "severity": [{"score": "low"}, {"score": "CVSS:3.1/AV:N"}]}]),
             json!([{"id": "CVE-1", "severity": [{"score": "11"}]}]),
+            json!({"SchemaVersion": 2, "Results": [], "matches": []}),
+            json!({"runs": [], "matches": []}),
+            json!({"SchemaVersion": 2, "results": []}),
+            sarif(
+                json!([{"id": "A"}]),
+                json!([{"ruleId": "B", "level": "note"}]),
+            ),
+            sarif(
+                json!([{"id": "A"}]),
+                json!([{"ruleIndex": 1, "level": "note"}]),
+            ),
         ] {
             let shown = bad.to_string();
             assert!(page(bad).unreadable.is_some(), "{shown}");

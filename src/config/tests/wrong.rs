@@ -82,6 +82,10 @@ const DAEMON: &[(&str, &str)] = &[
         "2:17: daemon.notify.url: is no https address",
     ),
     (
+        "daemon:\n  notify: {url: \"https:///hush\"}\n",
+        "2:17: daemon.notify.url: is no https address",
+    ),
+    (
         "daemon:\n  notify: {url: \"http://hooks.example/hush\"}\n",
         "2:17: daemon.notify.url: would be told in plain text: use https",
     ),
