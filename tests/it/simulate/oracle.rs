@@ -778,6 +778,17 @@ impl Oracle {
                 self.accepted.insert((place.clone(), digest));
                 self.ledger.entry(place).or_default().wrote(at, digest);
             }
+            (Operation::PutManifest, About::Tag(tag), Answer::Missing) => {
+                let place = Place {
+                    registry: call.registry.clone(),
+                    repository: call.repository.clone(),
+                    tag: tag.clone(),
+                };
+                // It is known not to have been written.
+                if let (Some(known), Some(digest)) = (self.ledger.get_mut(&place), call.content) {
+                    known.intents.retain(|(intended, _)| *intended != digest);
+                }
+            }
             (Operation::Tags, _, Answer::Listed { tags, first, last }) => {
                 let list = self
                     .lists

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use blobferry::decision::{Decision, Kind};
+use blobferry::decision::{Decision, Kind, Target};
 use blobferry::endpoint::{Create, Cursor, Origin, Page, Repositories, Source as _};
 use blobferry::fault::Fault;
 use blobferry::gate::http::Service;
@@ -504,7 +504,8 @@ impl Process {
                 number,
                 covers: covers.clone(),
             }));
-            let target = covers.target().parse().expect("a world decides well");
+            let target: Target = covers.target().parse().expect("a world decides well");
+            let target = target.at(Some(there.origin().clone()));
             let decision = Decision {
                 digest: Some(rollback.to),
                 replaces: Some(rollback.production),

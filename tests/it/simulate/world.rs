@@ -118,6 +118,9 @@ pub struct World {
     slow_disk: bool,
 }
 
+/// Few tags can be rolled back: so many are looked at for one.
+const TRIES: u32 = 10;
+
 /// What happens beside the processes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Happening {
@@ -374,7 +377,8 @@ impl World {
                     }
                 }
                 Happening::RollBack => {
-                    if let Some(rollback) = people.pick_rollback(&mut draw) {
+                    let picked = (0..TRIES).find_map(|_| people.pick_rollback(&mut draw));
+                    if let Some(rollback) = picked {
                         process.roll_back(nth as u64, rollback);
                     }
                 }
