@@ -280,11 +280,7 @@ async fn service(asked: Asked) -> String {
             .push((token.unwrap_or_default(), question));
         answer(uri.path()).await
     };
-    let app = Router::new().fallback(answers).with_state(asked);
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    tokio::spawn(async move { axum::serve(listener, app).await });
-    format!("http://{address}")
+    serve(Router::new().fallback(answers).with_state(asked)).await
 }
 
 async fn answer(path: &str) -> Response {

@@ -53,6 +53,16 @@ pub async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) 
     panic!("{what}: not within 30 s");
 }
 
+/// Serves on loopback until the test ends; returns `http://` and the address.
+pub async fn serve(router: axum::Router) -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
+        .await
+        .expect("a loopback port");
+    let address = listener.local_addr().expect("an address");
+    tokio::spawn(async move { axum::serve(listener, router).await.expect("a server") });
+    format!("http://{address}")
+}
+
 /// A loopback port for a program that cannot tell which one it took. It lies below the ports that
 /// the kernel hands to outgoing connections, so no other process takes it meanwhile by chance.
 pub fn free_port() -> u16 {
