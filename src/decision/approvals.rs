@@ -1,13 +1,11 @@
 //! Approvals in force: which principals agree to a digest under a tag, and which gates it passes
 //! although they are not met.
 
-use std::sync::Arc;
-
 use jiff::Timestamp;
 use serde_json::json;
 
 use super::{InForce, Kind, Numbered};
-use crate::job::{GateKind, Judgement, TagId};
+use crate::job::{Actor, GateKind, Judgement, TagId};
 use crate::oci::Digest;
 
 /// A tag that is to name a digest.
@@ -26,8 +24,8 @@ pub struct Change<'a> {
 /// A principal that agrees.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Approval {
-    /// The principal.
-    pub by: Arc<str>,
+    /// The principal, and what it said.
+    pub by: Actor,
     /// The number of its decision.
     pub decision: u64,
 }
@@ -76,10 +74,7 @@ impl InForce {
         let used = used.iter().chain(&self.used).filter(is_of_another);
         let all = used.chain(self.now(now));
         for numbered in all.filter(|one| one.approves(change)) {
-            approvals.people.push(Approval {
-                by: numbered.decision.actor.name.clone(),
-                decision: numbered.id,
-            });
+            approvals.people.push(numbered.agreement());
             approvals.overrides.extend(numbered.overrides());
         }
         approvals
@@ -87,6 +82,14 @@ impl InForce {
 }
 
 impl Numbered {
+    /// Its principal as one that agrees.
+    pub fn agreement(&self) -> Approval {
+        Approval {
+            by: self.decision.actor.clone(),
+            decision: self.id,
+        }
+    }
+
     /// Whether it agrees to a change: of its own tag, while production names what it named then, or
     /// of a moving tag of the same repository to the same digest.
     fn approves(&self, change: &Change<'_>) -> bool {
@@ -117,7 +120,6 @@ mod tests {
     use super::*;
     use crate::decision::Decision;
     use crate::endpoint::Origin;
-    use crate::job::Actor;
 
     fn digest(name: &str) -> Digest {
         Digest::sha256(name.as_bytes())

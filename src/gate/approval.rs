@@ -15,7 +15,7 @@ use crate::oidc;
 pub fn judge(gate: Approval, approvals: &Approvals, pushers: &[String]) -> Judgement {
     let mut people: BTreeMap<&Arc<str>, u64> = BTreeMap::new();
     for approval in &approvals.people {
-        people.entry(&approval.by).or_insert(approval.decision);
+        people.entry(&approval.by.name).or_insert(approval.decision);
     }
     let (own, others): (Vec<_>, Vec<_>) = people
         .into_iter()
@@ -54,10 +54,11 @@ fn is_of(principal: &str, pusher: &str) -> bool {
 mod tests {
     use super::*;
     use crate::decision;
+    use crate::job::Actor;
 
     fn judged(people: usize, approvals: &[&str], pushers: &[&str]) -> Judgement {
         let approval = |(n, by): (usize, &&str)| decision::Approval {
-            by: Arc::from(*by),
+            by: Actor::named(*by),
             decision: n as u64 + 1,
         };
         let approvals = Approvals {

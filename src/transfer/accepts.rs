@@ -6,7 +6,7 @@ use super::plan::Facts;
 use super::survey::TagFacts;
 use super::{Engine, Promotion};
 use crate::clock;
-use crate::decision::{Decision, Numbered};
+use crate::decision::{Approval, Decision, Numbered};
 use crate::endpoint::{Destination, Source};
 use crate::fault::Fault;
 use crate::job::TagId;
@@ -66,12 +66,13 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     /// The decision in force that accepts that the tag goes from production's digest to staging's.
     /// While our clock is off the destination's, one that is past its end waits: it neither ends nor
     /// acts.
-    pub(super) async fn accept(&self, facts: &Facts) -> Result<Option<u64>, Fault> {
+    pub(super) async fn accept(&self, facts: &Facts) -> Result<Option<Approval>, Fault> {
         let acting = self.accept_at(facts, clock::now()).await?;
         if acting.is_some() || !self.is_clock_off() {
             return Ok(acting);
         }
-        if let Some(id) = self.accept_at(facts, self.expiry_time()).await? {
+        if let Some(accept) = self.accept_at(facts, self.expiry_time()).await? {
+            let id = accept.decision;
             self.note_reason(format!(
                 "the accept (decision {id}) is past its end by our clock, which is more than 60 s off the destination's: it waits"
             ));
@@ -80,7 +81,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     }
 
     /// The accept that is in force at a time.
-    async fn accept_at(&self, facts: &Facts, now: Timestamp) -> Result<Option<u64>, Fault> {
+    async fn accept_at(&self, facts: &Facts, now: Timestamp) -> Result<Option<Approval>, Fault> {
         let (Some(staging), Some(production)) = (facts.source, facts.destination) else {
             return Ok(None);
         };
@@ -89,12 +90,12 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         let in_force = ledger.in_force().await?;
         let accept = in_force.accept(&key.destination, &staging, &production, now);
         if let Some(accept) = accept {
-            return Ok(Some(accept.id));
+            return Ok(Some(accept.agreement()));
         }
         for accept in in_force.accepts_of_all(&self.job.routes, now) {
             let was_existing = ledger.was_existing(key, accept.id, staging, production);
             if was_existing.await? {
-                return Ok(Some(accept.id));
+                return Ok(Some(accept.agreement()));
             }
         }
         Ok(None)

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use super::survey::{Image, TagFacts};
 use crate::decision::Block;
 use crate::fault::{Class, Fault};
-use crate::job::{BlobCounts, Judgement, Outcome, ReferrerCounts};
+use crate::job::{Actor, BlobCounts, Judgement, Outcome, ReferrerCounts};
 use crate::oci::Digest;
 use crate::set::SetTag;
 use crate::transfer::companions::CompanionOutcome;
@@ -49,6 +49,8 @@ pub struct Completion {
     pub has_progressed: bool,
     /// What the gates came to.
     pub gates: Vec<Judgement>,
+    /// The principals that approve or accept it, with what they said; the newest one comes last.
+    pub agreed: Vec<Actor>,
     /// Whether gates or decisions kept the job from its tag.
     pub is_gated: bool,
     /// The set that the tag is part of.
@@ -185,6 +187,7 @@ impl Completion {
             companions: Vec::new(),
             has_progressed: false,
             gates: Vec::new(),
+            agreed: Vec::new(),
             is_gated: false,
             set: None,
             set_wait: None,

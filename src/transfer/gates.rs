@@ -26,7 +26,7 @@ use crate::gate::question::{self, Phase, Question};
 use crate::gate::referrers::Attached;
 use crate::gate::signature;
 use crate::job::gates::{Signer, Subject};
-use crate::job::{GateKind, Gates, Judgement, Outcome, Scan, ScanSide, Verdict};
+use crate::job::{Actor, GateKind, Gates, Judgement, Outcome, Scan, ScanSide, Verdict};
 use crate::oci::{Digest, Manifest, MediaType};
 
 /// What was gathered for the gates of a job. Manifests do not change under their digest.
@@ -85,6 +85,11 @@ impl Judged {
         let is_overridden = judgement.is_some();
         self.judgements.extend(judgement);
         is_overridden
+    }
+
+    /// The principals that approve, with what they said.
+    pub(super) fn agreed(&self) -> impl Iterator<Item = &Actor> {
+        self.approvals.people.iter().map(|approval| &approval.by)
     }
 
     /// What the verdicts allow.

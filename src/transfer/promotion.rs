@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::survey::{Image, Observation, TagFacts};
 use super::verdict::Contents;
 use super::{Completion, Cost, Engine, Found};
-use crate::decision::Verdict;
+use crate::decision::{Approval, Verdict};
 use crate::endpoint::{Destination, Source};
 use crate::fault::Fault;
 use crate::gate::question::Phase;
@@ -59,7 +59,7 @@ pub(super) struct Promotion<'a, S, D> {
     /// The rules of the last plan.
     pub(super) rules: Mutex<TagRules>,
     /// The accept that the last plan goes by.
-    pub(super) accepted: Mutex<Option<u64>>,
+    pub(super) accepted: Mutex<Option<Approval>>,
     /// What the gates came to at last.
     pub(super) judged: Mutex<Option<Judged>>,
     /// What was gathered for them.
@@ -419,12 +419,20 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         if let Some(judged) = judged.as_ref().filter(|_| is_kept_back) {
             reasons.extend(judged.reasons());
         }
+        let accepted = self
+            .accepted
+            .lock()
+            .expect("nothing panics while it notes")
+            .take();
+        let approvals = judged.iter().flat_map(Judged::agreed).cloned();
+        let agreed = approvals.chain(accepted.map(|accept| accept.by)).collect();
         let mut companions = self
             .companions
             .lock()
             .expect("nothing panics while it notes");
         Completion {
             reasons,
+            agreed,
             cost: self.cost(requests),
             found: *self.found.lock().expect("nothing panics while it notes"),
             took: self.started.elapsed(),

@@ -14,7 +14,8 @@ use crate::clock;
 use crate::endpoint::Origin;
 use crate::fault::Fault;
 use crate::job::{
-    BlobCounts, Failure, Gated, Job, Key, NextJudgement, Outcome, Progress, Settled, TagId, Trouble,
+    Actor, BlobCounts, Cause, Failure, Gated, Job, Key, NextJudgement, Outcome, Progress, Settled,
+    TagId, Trouble,
 };
 use crate::ledger::RunFacts;
 use crate::oci::{Digest, RepositoryName, Tag};
@@ -265,7 +266,7 @@ fn report_entry(job: &Job, names: &Names, completion: &Completion) -> Settled {
             Some(*previous) != completion.digest || completion.outcome != Outcome::Promoted
         }),
         cause: job.cause,
-        actor: job.actor.clone(),
+        actor: actor(job, &completion.agreed),
         result: completion.outcome,
         reasons: completion.reasons.clone(),
         error: completion.fault.as_ref().map(Trouble::from),
@@ -284,6 +285,18 @@ fn report_entry(job: &Job, names: &Names, completion: &Completion) -> Settled {
         gated: gated(job, completion),
         gates: completion.gates.clone(),
     }
+}
+
+/// The principal of a job, with what it said. A decision wakes a look that finds other tags, too,
+/// so a tag has what that principal said of an approval or an accept of this very tag, or nothing.
+fn actor(job: &Job, agreed: &[Actor]) -> Actor {
+    let caused = &job.actor;
+    if job.cause != Cause::Decision || job.rollback.is_some() {
+        return caused.clone();
+    }
+    let own = agreed.iter().rfind(|actor| actor.name == caused.name);
+    own.cloned()
+        .unwrap_or_else(|| Actor::named(caused.name.clone()))
 }
 
 /// When to look again at what gates kept from its tag.

@@ -227,7 +227,8 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         contents: Option<Contents>,
     ) -> Candidate {
         let own = &self.job.key.destination;
-        let accepted = *self.accepted.lock().expect("nothing panics while it notes");
+        let accepted = self.accepted.lock().expect("nothing panics while it notes");
+        let accepted = accepted.as_ref().map(|accept| accept.decision);
         Candidate {
             routes: self.job.routes.clone(),
             registry: self.destination.registry().into(),

@@ -48,16 +48,12 @@ async fn take(State(hook): State<Hook>, uri: Uri, headers: HeaderMap, body: Byte
 
 impl Hook {
     async fn start(manner: Manner) -> Hook {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
-            .await
-            .expect("a port");
-        let hook = Hook {
+        let mut hook = Hook {
             manner,
-            url: format!("http://{}", listener.local_addr().expect("an address")),
+            url: String::new(),
             told: Arc::default(),
         };
-        let router = Router::new().fallback(take).with_state(hook.clone());
-        tokio::spawn(async move { axum::serve(listener, router).await.expect("a server") });
+        hook.url = serve(Router::new().fallback(take).with_state(hook.clone())).await;
         hook
     }
 
@@ -68,12 +64,18 @@ impl Hook {
 
     /// The first message of an event.
     async fn told_of(&self, event: &str) -> Value {
-        eventually(&format!("{event} is told"), async || {
-            self.bodies()
-                .into_iter()
-                .find(|body| body["event"] == event)
-        })
-        .await
+        self.first(event, |body| body["event"] == event).await
+    }
+
+    /// The first message of a destination that ends so.
+    async fn told_at(&self, end: &str) -> Value {
+        let is_there = |body: &Value| body["destination"].as_str().unwrap().ends_with(end);
+        self.first(end, is_there).await
+    }
+
+    async fn first(&self, what: &str, is_it: impl Fn(&Value) -> bool) -> Value {
+        let what = format!("{what} is told");
+        eventually(&what, async || self.bodies().into_iter().find(&is_it)).await
     }
 
     fn events(&self) -> Vec<String> {
@@ -100,9 +102,7 @@ async fn each_kind_is_told_once_with_its_facts() {
     let ferry = Ferry::new(&config);
     let token = ferry.file("token", "hush-token\n");
     let notify = json!({"url": format!("{}/all", hook.url), "token_file": token});
-    let config = Config::new()
-        .registry("staging", &staging.url())
-        .registry("production", &production.url())
+    let config = config
         .route("app", json!({}))
         .route("guarded", json!({"gates": refuses}))
         .daemon("notify", notify);
@@ -171,16 +171,7 @@ async fn each_kind_is_told_once_with_its_facts() {
     // Only changes are told: another pass over the same troubles is none.
     staging.push("app", "v3", &image(6));
     ferry.sync(&["app", "--tag", "v3"]).await.expect(0);
-    eventually("v3 is told", async || {
-        let ends = |body: &Value| {
-            body["destination"]
-                .as_str()
-                .unwrap_or_default()
-                .ends_with(":v3")
-        };
-        hook.bodies().iter().any(ends).then_some(())
-    })
-    .await;
+    hook.told_at(":v3").await;
     let again = hook.events();
     assert_eq!(again.iter().filter(|name| *name == "conflict").count(), 1);
     for (path, headers, body) in hook.told.lock().unwrap().iter() {
@@ -330,4 +321,78 @@ async fn after_a_restart_nothing_is_told_twice_and_nothing_is_lost() {
     })
     .await;
     assert_eq!(tags(&hook), ["v1", "v2", "v3"]);
+}
+
+/// A decision wakes looks that find more than what it is about.
+#[tokio::test]
+async fn a_tag_is_told_with_the_reason_of_the_decision_that_allowed_it_alone() {
+    let (staging, _production, config) = scripted_pair();
+    let hook = Hook::start(Manner::Takes).await;
+    let ferry = Ferry::new(&config);
+    let token = ferry.file("bob", "token of bob\n");
+    let notify = json!({"url": hook.url, "on": ["promoted"]});
+    let config = config
+        .route("app", json!({"gates": {"approval": {"people": 1}}}))
+        .route("web", json!({}))
+        .daemon("tokens", json!({"bob": {"file": token, "may": "approve"}}))
+        .daemon("notify", notify);
+    ferry.write_config(&config);
+    let daemon = ferry.start_ready().await;
+    let approve = async |tag: &str, image: &Image, reason: &str| {
+        let body = json!({"kind": "approve", "target": format!("app:{tag}"),
+            "digest": image.digest(), "actor": "robert", "reason": reason});
+        let asked = daemon
+            .request("/v1/decisions")
+            .header("content-type", "application/json")
+            .bearer_auth("token of bob")
+            .body(body.to_string());
+        let answer = asked.send().await.expect("the daemon answers");
+        assert_eq!(answer.status().as_u16(), 201);
+    };
+    let images: Vec<Image> = (1..=4).map(|number| Image::oci(number, &[100])).collect();
+
+    // What a release lets go on was approved by another principal.
+    staging.push("app", "v1", &images[0]);
+    let hold = ["hold", "route:app", "--reason", "CHG-1"];
+    ferry.run(&hold).await.expect(0);
+    approve("v1", &images[0], "CHG-2").await;
+    ferry.sync(&["app"]).await.expect(0);
+    let release = ["release", "route:app", "--reason", "CHG-3"];
+    ferry.run(&release).await.expect(0);
+    let released = hook.told_at("/app:v1").await;
+    assert_eq!(released["reason"], Value::Null, "{released}");
+    assert!(released["actor"].as_str().unwrap().starts_with("user:"));
+
+    staging.push("app", "v2", &images[1]);
+    ferry.sync(&["app"]).await.expect(0);
+    approve("v2", &images[1], "CHG-4").await;
+    let approved = hook.told_at("/app:v2").await;
+    assert_eq!(
+        (&approved["actor"], &approved["reason"]),
+        (&json!("bob"), &json!("CHG-4"))
+    );
+
+    staging.push("web", "v1", &images[2]);
+    ferry.sync(&["web"]).await.expect(0);
+    hook.told_at("/web:v1").await;
+    staging.push("web", "v1", &images[3]);
+    ferry.sync(&["web"]).await.expect(4);
+    let accept = ["accept", "production/web:v1", "--reason", "CHG-5"];
+    ferry.run(&accept).await.expect(0);
+    let is_it = |body: &Value| body["digest"] == images[3].digest();
+    let accepted = hook.first("the accepted image", is_it).await;
+    assert_eq!(accepted["reason"], "CHG-5");
+
+    let history = ferry.run(&["history", "--json"]).await.stdout;
+    let rows = history
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
+    let rows: Vec<Value> = rows.filter(|row| row["result"] == "promoted").collect();
+    for told in [&released, &approved, &accepted] {
+        let is_it = |row: &&Value| row["id"] == told["id"];
+        let row = rows.iter().find(is_it).expect("the row of the message");
+        assert_eq!(row["reason"], told["reason"]);
+        let claims = row["claimed_actor"].as_str();
+        assert_eq!(claims, (told == &approved).then_some("robert"), "{row}");
+    }
 }

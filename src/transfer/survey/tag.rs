@@ -200,7 +200,6 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             Some(_) => None,
             None => self.accept(&facts).await?,
         };
-        *self.accepted.lock().expect("nothing panics while it notes") = accepted;
         let order = Order {
             explicit: job.explicit,
             expect,
@@ -209,6 +208,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
                 .or(facts.destination.filter(|_| accepted.is_some())),
             refused,
         };
+        *self.accepted.lock().expect("nothing panics while it notes") = accepted;
         let decision = plan::decide(rules, &facts, &order);
         if decision == Decision::Promote && facts.ledger_agrees {
             self.note_open_intents(&known);
