@@ -21,7 +21,8 @@
 //! callers), [`telemetry`] (logs), [`metrics`] (series that end), [`clock`] (the time of day),
 //! [`random`], [`backoff`] (waits that double), [`token_bucket`] (a rate), [`tls`] (of the
 //! listener), [`week`] (hours of the week), [`user`] (the names of users), [`glob`] (patterns of
-//! identities), [`body`] (bounded answers) and [`byte_threads`] (what carries large bodies).
+//! identities), [`body`] (bounded answers), [`service`] (clients of services beside the registries) and
+//! [`byte_threads`] (what carries large bodies).
 
 // The futures of commands nest deeper than the usual limit of the compiler.
 #![recursion_limit = "256"]
@@ -58,6 +59,7 @@ pub mod parts;
 pub mod random;
 pub mod registry;
 pub mod route;
+pub mod service;
 pub mod set;
 pub mod single_flight;
 pub mod sqlite;

@@ -5,11 +5,10 @@
 
 use std::fmt;
 use std::sync::OnceLock;
-use std::time::Duration;
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
-use reqwest::{Client, ClientBuilder, StatusCode, header, redirect};
+use reqwest::{Client, StatusCode, header};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tokio::time::timeout;
@@ -19,7 +18,7 @@ use crate::fault::clip;
 use crate::gate::question::LONGEST_REASON;
 use crate::job::gates::Http;
 use crate::job::{GateKind, Judgement, Verdict};
-use crate::oci::Host;
+use crate::service;
 
 /// Largest answer, in bytes.
 const MOST: usize = 64 * 1024;
@@ -88,34 +87,27 @@ impl Service for Asker {
 
 impl Asker {
     async fn asked(&self, http: &Http, question: Vec<u8>) -> Reply {
-        let host = http.url.host_str().and_then(|host| host.parse().ok());
-        let client = match host.is_some_and(|host: Host| host.is_loopback()) {
-            true => self.here.get_or_init(|| built(client().no_proxy())),
-            false => self.elsewhere.get_or_init(|| built(client())),
+        let host = http.url.host_str().unwrap_or_default();
+        let client = match service::is_here(host) {
+            true => &self.here,
+            false => &self.elsewhere,
         };
+        let client = client.get_or_init(|| service::client(host).build().ok());
         let Some(client) = client else {
             return Reply::Unusable("no TLS: the system has no certificates".into());
         };
         match timeout(http.timeout, answered(client, http, question)).await {
             Ok(Ok(reply)) => reply,
-            Ok(Err(error)) => Reply::Unusable(broken(&error)),
+            Ok(Err(error)) => {
+                let text = service::without_address(&error);
+                Reply::Unusable(clip(&text, LONGEST_REASON))
+            }
             Err(_) => {
                 let seconds = http.timeout.as_secs_f32();
                 Reply::Unusable(format!("it did not answer within {seconds} s"))
             }
         }
     }
-}
-
-fn client() -> ClientBuilder {
-    Client::builder()
-        .redirect(redirect::Policy::none())
-        .user_agent(concat!("blobferry/", env!("CARGO_PKG_VERSION")))
-        .pool_idle_timeout(Duration::from_secs(60))
-}
-
-fn built(client: ClientBuilder) -> Option<Client> {
-    client.build().ok()
 }
 
 async fn answered(client: &Client, http: &Http, question: Vec<u8>) -> reqwest::Result<Reply> {
@@ -147,24 +139,6 @@ fn read(body: &[u8]) -> Reply {
         },
         Err(_) => Reply::Unusable("its answer is no verdict".into()),
     }
-}
-
-/// A failure without the address, which may hold what is secret.
-fn broken(error: &reqwest::Error) -> String {
-    let what = if error.is_connect() {
-        "cannot be reached"
-    } else {
-        "broke off"
-    };
-    let mut cause: Option<&dyn std::error::Error> = std::error::Error::source(error);
-    while let Some(deeper) = cause.and_then(std::error::Error::source) {
-        cause = Some(deeper);
-    }
-    let cause = cause.map(|cause| format!(": {cause}"));
-    clip(
-        &format!("it {what}{}", cause.unwrap_or_default()),
-        LONGEST_REASON,
-    )
 }
 
 /// The verdict of a service.

@@ -7,18 +7,20 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
-use reqwest::{Client, StatusCode, header, redirect};
+use reqwest::{Client, StatusCode, header};
 
 use super::Settings;
 use crate::clock;
 use crate::fault::clip;
-use crate::oci::Host;
 use crate::registry::{is_metadata, named_wait};
+use crate::service;
 
 /// How long a request may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest wait that a receiver may ask for.
 const LONGEST_HINT: Duration = Duration::from_secs(60);
+/// Most characters of the reason of a failure.
+const LONGEST_REASON: usize = 300;
 
 /// What came of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,19 +33,11 @@ pub(super) enum Sent {
     Refused(String),
 }
 
-/// The client for a receiver. One of this machine is reached without a proxy.
+/// The client for a receiver.
 pub(super) fn client(settings: &Settings) -> Option<Client> {
-    let host: Option<Host> = settings.host().parse().ok();
-    let builder = Client::builder()
-        .redirect(redirect::Policy::none())
-        .user_agent(concat!("blobferry/", env!("CARGO_PKG_VERSION")))
-        .pool_idle_timeout(Duration::from_secs(60))
+    let builder = service::client(settings.host())
         .dns_resolver(std::sync::Arc::new(Resolver))
         .timeout(TIMEOUT);
-    let builder = match host.is_some_and(|host| host.is_loopback()) {
-        true => builder.no_proxy(),
-        false => builder,
-    };
     builder.build().ok()
 }
 
@@ -58,7 +52,10 @@ pub(super) async fn send(client: &Client, settings: &Settings, body: Vec<u8>) ->
     }
     match request.send().await {
         Ok(answer) => judge(answer.status(), answer.headers()),
-        Err(error) => Sent::Again(None, broken(&error)),
+        Err(error) => Sent::Again(
+            None,
+            clip(&service::without_address(&error), LONGEST_REASON),
+        ),
     }
 }
 
@@ -76,23 +73,6 @@ fn judge(status: StatusCode, headers: &header::HeaderMap) -> Sent {
 fn hint(headers: &header::HeaderMap) -> Option<Duration> {
     let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?;
     Some(named_wait(text, clock::now())?.min(LONGEST_HINT))
-}
-
-/// A failure without the address, which may hold what is secret.
-fn broken(error: &reqwest::Error) -> String {
-    let what = if error.is_timeout() {
-        "it did not answer in time"
-    } else if error.is_connect() {
-        "it cannot be reached"
-    } else {
-        "the request broke off"
-    };
-    let mut cause = std::error::Error::source(error);
-    while let Some(deeper) = cause.and_then(std::error::Error::source) {
-        cause = Some(deeper);
-    }
-    let cause = cause.map(|cause| format!(": {cause}"));
-    clip(&format!("{what}{}", cause.unwrap_or_default()), 300)
 }
 
 /// Resolves names by the system's means, and refuses those of metadata services.

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jsonwebtoken::jwk::{Jwk, JwkSet};
-use reqwest::{Client, redirect};
+use reqwest::Client;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
@@ -18,6 +18,7 @@ use url::Url;
 use super::Refused;
 use crate::body;
 use crate::fault::Fault;
+use crate::service;
 use crate::single_flight::SingleFlight;
 use crate::token_bucket::TokenBucket;
 
@@ -64,9 +65,10 @@ impl Issuer {
         &self.0
     }
 
-    /// Whether it is this machine, which is reached without a proxy.
-    fn is_here(&self) -> bool {
-        Url::parse(&self.0).is_ok_and(|url| is_here(&url))
+    fn host(&self) -> String {
+        let url = Url::parse(&self.0).ok();
+        let host = url.as_ref().and_then(Url::host_str);
+        host.unwrap_or_default().to_owned()
     }
 
     fn discovery(&self) -> String {
@@ -148,12 +150,9 @@ impl KeySource {
         }
         let issuer = self.issuer.clone();
         let fetched = self.fetch.join(|| fetch(issuer)).await;
-        self.lock().is_current = fetched.is_ok();
+        self.note(fetched.as_ref().ok());
         match fetched {
-            Ok(keys) => {
-                self.lock().keys = Some((keys.clone(), Instant::now()));
-                pick(&keys, id).ok_or(Refused::UnknownKey)
-            }
+            Ok(keys) => pick(&keys, id).ok_or(Refused::UnknownKey),
             Err(fault) => {
                 tracing::warn!(
                     issuer = self.issuer.0,
@@ -162,6 +161,15 @@ impl KeySource {
                 );
                 found.ok_or(Refused::Unreachable)
             }
+        }
+    }
+
+    /// Keeps what a fetch has brought.
+    fn note(&self, fetched: Option<&Arc<JwkSet>>) {
+        let mut known = self.lock();
+        known.is_current = fetched.is_some();
+        if let Some(keys) = fetched {
+            known.keys = Some((keys.clone(), Instant::now()));
         }
     }
 
@@ -189,13 +197,9 @@ fn pick(keys: &JwkSet, id: Option<&str>) -> Option<Jwk> {
 }
 
 async fn fetch(issuer: Issuer) -> Result<Arc<JwkSet>, Fault> {
-    let mut client = Client::builder()
-        .redirect(redirect::Policy::none())
+    let client = service::client(&issuer.host())
         .connect_timeout(DEADLINE)
         .timeout(DEADLINE);
-    if issuer.is_here() {
-        client = client.no_proxy();
-    }
     let client = client
         .build()
         .map_err(|error| Fault::rejected(error.to_string()))?;
@@ -213,7 +217,7 @@ async fn fetch(issuer: Issuer) -> Result<Arc<JwkSet>, Fault> {
 }
 
 async fn document<T: DeserializeOwned>(client: &Client, url: &str) -> Result<T, Fault> {
-    let failed = |error: reqwest::Error| Fault::retryable(error.to_string());
+    let failed = |error| Fault::retryable(format!("{url}: {}", service::without_address(&error)));
     let mut answer = client.get(url).send().await.map_err(failed)?;
     if !answer.status().is_success() {
         let text = format!("{url} answered {}", answer.status());

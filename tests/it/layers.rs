@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use regex::Regex;
 
 /// The modules that stand beside the layers, each with the layer that it may use.
-const BESIDE: [(&str, u8); 15] = [
+const BESIDE: [(&str, u8); 16] = [
     ("backoff", 0),
     ("body", 0),
     ("byte_threads", 0),
@@ -16,6 +16,7 @@ const BESIDE: [(&str, u8); 15] = [
     ("glob", 0),
     ("metrics", 0),
     ("random", 0),
+    ("service", 0),
     ("single_flight", 0),
     ("sqlite", 0),
     ("state", 0),
