@@ -179,14 +179,14 @@ impl Tokens {
             let Proof::Oidc(verifier) = &token.proof else {
                 continue;
             };
-            if claims.is_none() {
-                match verifier.signed(shown).await {
-                    Ok(signed) => claims = Some(signed),
+            let claims = match &claims {
+                Some(known) => known,
+                None => match verifier.signed(shown).await {
+                    Ok(signed) => &*claims.insert(signed),
                     Err(oidc::Refused::NotAToken | oidc::Refused::Issuer) => continue,
                     Err(refused) => return SecretCheck::Refused(refused),
-                }
-            }
-            let Some(claims) = &claims else { continue };
+                },
+            };
             let accepted = verifier.accept(claims);
             match accepted.and_then(|accepted| accepted.principal()) {
                 Ok(principal) => return SecretCheck::Valid(token.principal(principal.into())),
