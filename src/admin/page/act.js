@@ -30,7 +30,7 @@ const ACTS = {
 };
 
 /// A button that opens the dialog of an act.
-export function actButton(kind, subject, refresh) {
+export function actButton(kind, subject, renew) {
   const about = subject.decision?.id ?? subject.target ?? "";
   const name = subject.isFree ? `New: ${ACTS[kind].name.toLowerCase()}` : ACTS[kind].name;
   const key = `${kind} ${about}`;
@@ -40,14 +40,14 @@ export function actButton(kind, subject, refresh) {
     "data-key": key,
     // The same button about another row is another one.
     "data-row": subject.id ?? subject.last?.id,
-    onclick: () => openAct(kind, subject, key, refresh),
+    onclick: () => openAct(kind, subject, key, renew),
   };
   return element("button", attributes, name);
 }
 
 /// The dialog: what is ordered and about what, what the server must be told, and its answer. The
 /// focus goes back to the button, which may be another one of that key by then.
-function openAct(kind, subject, key, refresh) {
+function openAct(kind, subject, key, renew) {
   const dialog = document.getElementById("act");
   const closing = (name, look) =>
     element("button", { type: "button", class: look, onclick: () => dialog.close() }, name);
@@ -66,7 +66,7 @@ function openAct(kind, subject, key, refresh) {
       replace(form, title, ...answered(kind, row), element("p", { class: "buttons" }, close));
       close.focus();
       document.getElementById("said").textContent = `${ACTS[kind].name}: decision ${row.id}.`;
-      refresh();
+      renew();
     } catch (error) {
       replace(answer, told(error.message));
       order.disabled = false;

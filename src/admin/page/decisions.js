@@ -7,7 +7,7 @@ import { badge, digest, element, moment, replace, said } from "./element.js";
 const SHOWN = 100;
 
 /// The view.
-export function decisionsView(_parameters, refresh) {
+export function decisionsView(_parameters, { renew }) {
   const inForce = element("section");
   const past = element("section");
   const root = element("div", {}, element("h1", {}, "Decisions"), inForce, past);
@@ -18,8 +18,8 @@ export function decisionsView(_parameters, refresh) {
     replace(
       inForce,
       element("h2", {}, "In force"),
-      decisionList(status.decisions, refresh),
-      ...orders(refresh),
+      decisionList(status.decisions, renew),
+      ...orders(renew),
     );
     const now = ledgerState();
     if (now === read_at) return;
@@ -41,7 +41,7 @@ export function decisionsView(_parameters, refresh) {
   return { root, update };
 }
 
-function orders(refresh) {
+function orders(renew) {
   const may_hold = known.caller.rights.includes("hold");
   const may_deny = may("deny");
   if (!may_hold && !may_deny) return [];
@@ -50,14 +50,14 @@ function orders(refresh) {
       "p",
       { class: "buttons" },
       may_hold &&
-        actButton("hold", { target: known.caller.routes ? "route:" : "", isFree: true }, refresh),
-      may_deny && actButton("deny", { isFree: true }, refresh),
+        actButton("hold", { target: known.caller.routes ? "route:" : "", isFree: true }, renew),
+      may_deny && actButton("deny", { isFree: true }, renew),
     ),
   ];
 }
 
 /// Decisions in force, each with its release where the caller may.
-export function decisionList(decisions, refresh) {
+export function decisionList(decisions, renew) {
   if (!decisions.length) return element("p", { class: "empty" }, "None.");
   return element(
     "ul",
@@ -69,7 +69,7 @@ export function decisionList(decisions, refresh) {
         ...ordered(one),
         // The right that ends a decision is that of ordering it.
         known.caller.rights.includes(one.kind) &&
-          element("p", { class: "buttons" }, actButton("release", { decision: one }, refresh)),
+          element("p", { class: "buttons" }, actButton("release", { decision: one }, renew)),
       ),
     ),
   );

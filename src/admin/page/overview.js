@@ -22,8 +22,8 @@ const TROUBLE = "conflict,drift,existing,refused,failed";
 const WAITING = "waiting,held";
 const SHOWN = 20;
 
-/// The view. `refresh` has it read anew.
-export function overviewView(_parameters, refresh) {
+/// The view. `renew` has it read anew.
+export function overviewView(_parameters, { renew }) {
   const place = (name) => element("section", { class: name });
   const tiles = place("tiles");
   const decided = place("decided");
@@ -49,7 +49,7 @@ export function overviewView(_parameters, refresh) {
     const { status } = known;
     replace(tiles, ...counts(status.routes));
     replace(moving, ...movingNow(status));
-    replace(decided, ...inForce(status.decisions, refresh));
+    replace(decided, ...inForce(status.decisions, renew));
     replace(rest, ...routesAndRegistries(status));
     const rows = ledgerState();
     if (rows !== read_at) {
@@ -61,7 +61,7 @@ export function overviewView(_parameters, refresh) {
         list("promoted", 8),
       ]);
     }
-    replace(needs, ...blocked(lists, refresh));
+    replace(needs, ...blocked(lists, renew));
     replace(promoted, ...lastPromoted(lists.promoted));
     read_at = rows;
   }
@@ -93,7 +93,7 @@ function counts(routes) {
   ];
 }
 
-function blocked(lists, refresh) {
+function blocked(lists, renew) {
   const cards = [...lists.trouble, ...lists.waiting];
   if (!cards.length) {
     return [
@@ -110,14 +110,14 @@ function blocked(lists, refresh) {
     element(
       "ul",
       { class: "cards" },
-      cards.map((tag) => element("li", { class: "card" }, blockedTag(tag, refresh))),
+      cards.map((tag) => element("li", { class: "card" }, blockedTag(tag, renew))),
     ),
     isMore && element("p", {}, link("tags", { result: `${TROUBLE},${WAITING}` }, "All of them")),
   ];
 }
 
 /// A tag that is not in production: why, and the way out.
-function blockedTag(tag, refresh) {
+function blockedTag(tag, renew) {
   return [
     element(
       "div",
@@ -128,7 +128,7 @@ function blockedTag(tag, refresh) {
     ),
     reasonsOf(tag),
     sides(tag),
-    nextSteps(tag, refresh),
+    nextSteps(tag, renew),
   ];
 }
 
@@ -264,7 +264,7 @@ function registryRow(registry) {
   );
 }
 
-function inForce(decisions, refresh) {
+function inForce(decisions, renew) {
   if (!decisions.length) return [];
-  return [element("h2", {}, "Decisions in force"), decisionList(decisions, refresh)];
+  return [element("h2", {}, "Decisions in force"), decisionList(decisions, renew)];
 }

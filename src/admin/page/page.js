@@ -39,7 +39,7 @@ async function open() {
     else tab.removeAttribute("aria-current");
   }
   const make = VIEWS.get(page) ?? overviewView;
-  view = make(new URLSearchParams(query), renew);
+  view = make(new URLSearchParams(query), { refresh, renew });
   replace(main, view.root);
   window.scrollTo(0, 0);
   await refresh();
@@ -60,9 +60,9 @@ async function refresh() {
   showBanner();
 }
 
-/// Has the view read anew, and asks what the daemon says now: an act changes that.
+/// Asks what the daemon says now, and has the view read anew with that: an act changes both.
 async function renew() {
-  await refresh();
+  isShown = false;
   await watch();
 }
 

@@ -10,9 +10,9 @@ const DIFFERENT = ["conflict", "drift", "existing"];
 
 /// The buttons and the command for a tag. `former`, its earlier digests, stands in its story alone,
 /// and with it the acts that need a look at them first.
-export function nextSteps(tag, refresh) {
+export function nextSteps(tag, renew) {
   const target = targetOf(tag.destination);
-  const buttons = actsFor(tag).map((kind) => actButton(kind, { ...tag, target }, refresh));
+  const buttons = actsFor(tag).map((kind) => actButton(kind, { ...tag, target }, renew));
   const command = commandFor(tag, quoted(target));
   if (!buttons.length && !command) return null;
   return element("div", { class: "buttons" }, buttons, command);

@@ -9,7 +9,7 @@ import { nextSteps } from "./steps.js";
 const ROWS = 50;
 
 /// The view of these parameters: `repository`, `tag`.
-export function tagView(parameters, refresh) {
+export function tagView(parameters, { renew }) {
   const [repository, tag] = [parameters.get("repository") ?? "", parameters.get("tag") ?? ""];
   const now = element(
     "section",
@@ -51,7 +51,7 @@ export function tagView(parameters, refresh) {
 
   async function again() {
     newest = readAt = null;
-    await refresh();
+    await renew();
   }
 
   return { root, update };

@@ -22,7 +22,7 @@ const CHOICES = [
 ];
 
 /// The view of these parameters: `route`, `result`, `text`.
-export function tagsView(parameters, refresh) {
+export function tagsView(parameters, { refresh }) {
   const asked = {
     route: parameters.get("route"),
     result: parameters.get("result"),
