@@ -115,3 +115,69 @@ impl Followers {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use axum::Router;
+    use axum::body::Bytes;
+    use axum::extract::State;
+    use axum::http::StatusCode;
+    use prometheus::Registry;
+    use serde_json::Value;
+    use tokio::net::TcpListener;
+    use tokio::sync::Semaphore;
+
+    use super::*;
+    use crate::job::Outcome;
+    use crate::notify::tests::{record, until};
+    use crate::notify::{Event, Template};
+
+    /// A permit for each answer, and the numbers of the rows that were told.
+    type Held = (Arc<Semaphore>, Arc<Mutex<Vec<String>>>);
+
+    /// The receiver is slow: its answer comes after the reload.
+    #[tokio::test]
+    async fn a_row_on_its_way_at_a_reload_is_told_once() {
+        let answers = Arc::new(Semaphore::new(0));
+        let told: Arc<Mutex<Vec<String>>> = Arc::default();
+        let held: Held = (answers.clone(), told.clone());
+        let take = async |State((answers, told)): State<Held>, body: Bytes| {
+            let body: Value = serde_json::from_slice(&body).unwrap();
+            let id = body["id"].to_string().replace('"', "");
+            told.lock().unwrap().push(id);
+            let _answer = answers.acquire().await;
+            StatusCode::NO_CONTENT
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let _server = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(async move {
+            let router = Router::new().fallback(take).with_state(held);
+            axum::serve(listener, router).await.unwrap();
+        }));
+        let before = Settings {
+            url: format!("http://{address}/").parse().unwrap(),
+            on: Event::ALL.to_vec(),
+            template: None,
+            token: None,
+        };
+        let after = Settings {
+            template: Some(Template::parse(r#"{"id": "{id}"}"#).unwrap()),
+            ..before.clone()
+        };
+        let ledger = Ledger::in_memory();
+        let metrics = Metrics::new(&Registry::new()).unwrap();
+        let mut followers = Followers::new(ledger.clone(), metrics);
+        followers.adopt(&[before]).await.unwrap();
+        record(&ledger, "v1", Outcome::Promoted).await;
+        let count = || told.lock().unwrap().len();
+        until("the first row is on its way", || count() == 1).await;
+        followers.adopt(&[after]).await.unwrap();
+        record(&ledger, "v2", Outcome::Promoted).await;
+        answers.add_permits(2);
+        until("another row is told", || count() == 2).await;
+        followers.end().await;
+        assert_eq!(*told.lock().unwrap(), ["1", "2"]);
+    }
+}

@@ -60,7 +60,8 @@ impl Hook {
     }
 }
 
-async fn record(ledger: &Ledger, tag: &str, result: Outcome) {
+/// Records a job of `app` that came to `result`.
+pub(crate) async fn record(ledger: &Ledger, tag: &str, result: Outcome) {
     let key = Key {
         route: "app".into(),
         source: "app".parse().unwrap(),
@@ -103,7 +104,8 @@ fn count(metrics: &Metrics, result: &str) -> u64 {
     metrics.told.with_label_values(&[result]).get()
 }
 
-async fn until(what: &str, holds: impl Fn() -> bool) {
+/// Waits until something holds; panics after 30 s.
+pub(crate) async fn until(what: &str, holds: impl Fn() -> bool) {
     for _ in 0..3000 {
         if holds() {
             return;
