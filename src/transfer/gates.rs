@@ -16,7 +16,6 @@ use super::Promotion;
 use super::approvals::AtHand;
 use super::questions::{Answer, HOLDS, Judge};
 use super::retry::stoppable;
-use super::scan::PassedScan;
 use super::survey::TagFacts;
 use crate::decision::{Approvals, GateOverride};
 use crate::endpoint::{Destination, Source};
@@ -28,6 +27,9 @@ use crate::gate::signature;
 use crate::job::gates::{Signer, Subject};
 use crate::job::{Actor, GateKind, Gates, Judgement, Outcome, Scan, ScanSide, Verdict};
 use crate::oci::{Digest, Manifest, MediaType};
+
+/// A pass of a scan, and the gate that it was judged by.
+type PassedScan = (Scan, Answer);
 
 /// What was gathered for the gates of a job. Manifests do not change under their digest.
 #[derive(Debug, Default)]

@@ -19,9 +19,6 @@ use crate::job::gates::Signer;
 use crate::job::{GateKind, Gates, Judgement, Scan, ScanOrigin, ScanSide};
 use crate::oci::Digest;
 
-/// A pass of a scan, and the gate that it was judged by.
-pub(super) type PassedScan = (Scan, Answer);
-
 impl<S: Source, D: Destination> Promotion<'_, S, D> {
     /// Judges the scan. One in production can be asked for once the content is there. Returns
     /// whether the next gate is to be judged.
