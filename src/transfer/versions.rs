@@ -2,8 +2,8 @@
 //!
 //! A repository's list says which version tags there are. From the highest downwards they are asked
 //! what they name, until all images are found; a list with digests says it by itself. What a tag
-//! named is kept in memory for as long as a hint is trusted. Directly before the tag moves, the tags
-//! that decide are asked anew.
+//! named is kept in memory for as long as a hint is trusted. Directly before the tag moves, memory
+//! counts for nothing; where an image is not found, the highest tags are asked anew.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -33,6 +33,9 @@ use crate::route::rules::version;
 const KEPT: usize = 16_384;
 /// Tags that are asked at once: the highest two are most often those that are looked for.
 const AT_ONCE: usize = 4;
+/// Tags that are asked anew where an image was not found: a build pushes its version again, or a
+/// replica lagged behind.
+const ASKED_ANEW: usize = 16;
 
 /// What version tags were found to name. Cheap to clone.
 #[derive(Clone, Default)]
@@ -67,6 +70,24 @@ struct Candidate {
     /// As staging calls it.
     name: Tag,
     listed: ListedTag,
+}
+
+/// How many of the highest tags are asked although memory knows them.
+#[derive(Clone, Copy)]
+enum Anew {
+    None,
+    Highest,
+    All,
+}
+
+impl Anew {
+    fn covers(self, place: usize) -> bool {
+        match self {
+            Anew::None => false,
+            Anew::Highest => place < ASKED_ANEW,
+            Anew::All => true,
+        }
+    }
 }
 
 impl<S: Source, D: Destination> Promotion<'_, S, D> {
@@ -118,20 +139,46 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         name: impl Fn(&Tag) -> Option<Tag>,
     ) -> Result<BTreeMap<Digest, Tag>, Fault> {
         let candidates = self.candidates(repository, name).await?;
+        if phase == Phase::Name {
+            return self
+                .named_by(repository, &candidates, wanted, Anew::All)
+                .await;
+        }
+        let found = self
+            .named_by(repository, &candidates, wanted, Anew::None)
+            .await?;
+        if wanted.iter().all(|digest| found.contains_key(digest)) {
+            return Ok(found);
+        }
+        self.named_by(repository, &candidates, wanted, Anew::Highest)
+            .await
+    }
+
+    /// The first of the candidates that names each of these images.
+    async fn named_by<R: Source>(
+        &self,
+        repository: &R,
+        candidates: &[Arc<Candidate>],
+        wanted: &[Digest],
+        anew: Anew,
+    ) -> Result<BTreeMap<Digest, Tag>, Fault> {
+        let candidates = candidates.iter().cloned().enumerate();
         let mut asked = stream::iter(candidates)
-            .map(|candidate| {
+            .map(|(place, candidate)| {
                 async move {
-                    let named = self.named(repository, &candidate, wanted, phase).await?;
-                    Ok::<_, Fault>((candidate.name, named))
+                    let is_anew = anew.covers(place);
+                    let named = self.named(repository, &candidate, wanted, is_anew).await?;
+                    Ok::<_, Fault>((candidate, named))
                 }
                 .boxed()
             })
             .buffered(AT_ONCE);
         let mut found = BTreeMap::new();
         while let Some(answer) = asked.next().await {
-            let (name, named) = answer?;
+            let (candidate, named) = answer?;
             if let Some(digest) = named.filter(|named| wanted.contains(named)) {
-                found.entry(digest).or_insert(name);
+                let name = || candidate.name.clone();
+                found.entry(digest).or_insert_with(name);
             }
             if wanted.iter().all(|digest| found.contains_key(digest)) {
                 break;
@@ -145,7 +192,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         &self,
         repository: &R,
         name: impl Fn(&Tag) -> Option<Tag>,
-    ) -> Result<Vec<Candidate>, Fault> {
+    ) -> Result<Vec<Arc<Candidate>>, Fault> {
         let priority = RequestPriority::from(RequestClass::Listing)
             .of_job(&self.ticket)
             .within(self.engine.settings.retry.hold);
@@ -155,15 +202,16 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             .await?;
         let candidate = |(tag, listed): (Tag, ListedTag)| {
             let name = name(&tag)?;
-            Some(Candidate {
-                version: version(&name)?,
+            let version = version(&name)?;
+            Some(Arc::new(Candidate {
+                version,
                 tag,
                 name,
                 listed,
-            })
+            }))
         };
         let tags = tags.unwrap_or_default().into_iter();
-        let mut candidates: Vec<Candidate> = tags.filter_map(candidate).collect();
+        let mut candidates: Vec<Arc<Candidate>> = tags.filter_map(candidate).collect();
         candidates.sort_by(|one, other| {
             let by_version = other.version.cmp(&one.version);
             by_version.then_with(|| one.tag.cmp(&other.tag))
@@ -171,25 +219,23 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         Ok(candidates)
     }
 
-    /// What a version tag names: by the list or by memory, except where that decides at the end.
+    /// What a version tag names: by the list or by memory. `is_anew`: memory does not count, nor does
+    /// the list where it names one of these images.
     async fn named<R: Source>(
         &self,
         repository: &R,
         candidate: &Candidate,
         wanted: &[Digest],
-        phase: Phase,
+        is_anew: bool,
     ) -> Result<Option<Digest>, Fault> {
         let place = TagId::of(repository.tags_id(), candidate.tag.clone());
-        let known = self.engine.versions.of(&place);
-        let known = known.filter(|known| self.trusts(known.seen));
-        let told = match candidate.listed.digest {
-            Some(listed) => Some(Some(listed)),
-            None => known.map(|known| known.digest),
-        };
-        let decides = phase == Phase::Name
-            && told.is_some_and(|told| told.is_some_and(|digest| wanted.contains(&digest)));
-        if let Some(told) = told.filter(|_| !decides) {
-            return Ok(told);
+        let listed = candidate.listed.digest;
+        if let Some(listed) = listed.filter(|listed| !is_anew || !wanted.contains(listed)) {
+            return Ok(Some(listed));
+        }
+        let known = self.engine.versions.of(&place).filter(|_| !is_anew);
+        if let Some(known) = known.filter(|known| self.trusts(known.seen)) {
+            return Ok(known.digest);
         }
         let priority = self.manifests_priority();
         let resolved = self.engine.resolve_tag(

@@ -118,6 +118,50 @@ fn scene() -> Scene {
     super::scene(tags())
 }
 
+/// A route of `latest` alone: a version that is pushed again is no conflict.
+fn latest_alone() -> Scene {
+    super::scene(json!({"tags": {"include": ["latest"], "forward_only": "latest"}}))
+}
+
+/// `v1.6.0` had named another image when it was asked last, so `latest` went back to `v1.6.0-rc.4`.
+#[tokio::test]
+async fn what_a_version_tag_named_before_lets_nothing_go_back() {
+    let scene = latest_alone();
+    let push = |tag: &str, version| scene.staging.push("app", tag, &image(version));
+    push("v1.6.0", 6);
+    push("v1.6.0-rc.3", 3);
+    push("latest", 3);
+    let _daemon = scene.ferry.start_ready().await;
+    assert_eq!(scene.there("latest").as_deref(), Some(image(3).digest()));
+    // The candidate becomes the release, and another one is built.
+    push("v1.6.0", 3);
+    push("v1.6.0-rc.4", 4);
+    push("latest", 4);
+    let run = scene.ferry.sync(&["--tag", "latest"]).await.expect(4);
+    assert_eq!(run.job("latest")["result"], "refused", "{}", run.said());
+    assert_eq!(scene.there("latest").as_deref(), Some(image(3).digest()));
+}
+
+/// A build that is repeated pushes its version again: `latest` waited until memory was too old.
+#[tokio::test]
+async fn a_version_that_is_pushed_again_is_found_at_the_next_look() {
+    let scene = latest_alone();
+    let push = |tag: &str, version| scene.staging.push("app", tag, &image(version));
+    push("v1.4.0", 4);
+    push("v1.5.0", 7);
+    push("latest", 4);
+    let _daemon = scene.ferry.start_ready().await;
+    // No version tag names this one: all are asked.
+    push("latest", 6);
+    let run = scene.ferry.sync(&["--tag", "latest"]).await.expect(4);
+    assert_eq!(run.job("latest")["result"], "waiting", "{}", run.said());
+    push("v1.5.0", 5);
+    push("latest", 5);
+    let run = scene.ferry.sync(&["--tag", "latest"]).await.expect(0);
+    assert_eq!(run.job("latest")["result"], "promoted", "{}", run.said());
+    assert_eq!(scene.there("latest").as_deref(), Some(image(5).digest()));
+}
+
 #[tokio::test]
 async fn accept_and_approve_are_stopped_by_it_and_an_override_is_not() {
     let scene = scene();
