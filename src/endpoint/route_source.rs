@@ -253,9 +253,21 @@ impl<R: Source> RouteSource<R> {
         let chosen = self.choose(only, top.digest, Some(&top)).await?;
         match chosen {
             Some(digest) if digest == top.digest => Ok(Some(top)),
-            Some(digest) => self.whole.manifest(&Target::Digest(digest)).await,
+            Some(digest) => self.listed(top.digest, digest).await.map(Some),
             None => Ok(None),
         }
+    }
+
+    /// A manifest that an index lists. Without it the tag is there and cannot be promoted: it is not
+    /// gone.
+    async fn listed(&self, index: Digest, digest: Digest) -> Result<Manifest, Fault> {
+        let manifest = self.whole.manifest(&Target::Digest(digest)).await?;
+        manifest.ok_or_else(|| {
+            Fault::not_found(format!(
+                "{} lists manifest {digest} under {index} but does not have it; push the image again",
+                self.whole.address()
+            ))
+        })
     }
 }
 

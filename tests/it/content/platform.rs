@@ -5,6 +5,7 @@ use blobferry::oci::{Digest, Target};
 use serde_json::{Value, json};
 
 use crate::decisions::reasons;
+use crate::support::scripted::Answer;
 use crate::support::*;
 
 pub(super) fn only(platform: &str) -> Value {
@@ -74,6 +75,29 @@ async fn production_names_the_manifest_of_the_platform_alone() {
         assert_eq!(stage.sync().await.expect(4).job("v1")["result"], "conflict");
         there.assert_holds("app", "v1", &children[chosen]).await;
     }
+}
+
+/// Half a push, or a lifecycle policy: the tag counted as gone from staging, and nothing told.
+#[tokio::test]
+async fn an_index_without_its_manifest_for_the_platform_fails() {
+    let scene = super::scene(only("linux/amd64"));
+    let (index, children) = index(1);
+    scene.staging.push("app", "v1", &index);
+    let missing = children[0].digest().to_owned();
+    scene.staging.on(move |asked| {
+        if asked.path.contains(&missing) {
+            return Answer::Reply(Reply::status(404));
+        }
+        Answer::Pass
+    });
+    let run = scene.ferry.sync(&[]).await.expect(1);
+    let job = run.job("v1");
+    assert_eq!(job["result"], "failed", "{job:#}");
+    let error = job["error"].to_string();
+    assert!(
+        error.contains("but does not have it; push the image again"),
+        "{error}"
+    );
 }
 
 #[tokio::test]
