@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
-use futures::stream::{self, StreamExt as _, TryStreamExt as _};
+use futures::stream::{self, StreamExt as _};
 
 use super::Promotion;
 use super::limits::RequestClass;
@@ -14,6 +14,36 @@ use super::survey::Image;
 use crate::endpoint::{Destination, Put, Source};
 use crate::fault::{Class, Fault};
 use crate::oci::{Descriptor, Digest, Manifest, Target};
+
+/// Does work side by side, at most so much at once. After a failure nothing further starts, but what
+/// runs comes to its end: its bytes are not sent again, its upload sessions are not left open, and
+/// other jobs may wait for it.
+pub(super) async fn side_by_side<T: Send>(
+    work: Vec<BoxFuture<'_, Result<T, Fault>>>,
+    at_once: usize,
+) -> Result<Vec<T>, Fault> {
+    let failed = AtomicBool::new(false);
+    let mut started = Vec::with_capacity(work.len());
+    for one in work {
+        started.push(unless(&failed, one).boxed());
+    }
+    let ended = stream::iter(started).buffer_unordered(at_once);
+    let ended: Vec<Result<Option<T>, Fault>> = ended.collect().await;
+    let done: Result<Vec<Option<T>>, Fault> = ended.into_iter().collect();
+    Ok(done?.into_iter().flatten().collect())
+}
+
+async fn unless<T>(
+    failed: &AtomicBool,
+    work: BoxFuture<'_, Result<T, Fault>>,
+) -> Result<Option<T>, Fault> {
+    if failed.load(Ordering::Relaxed) {
+        return Ok(None);
+    }
+    let done = work.await;
+    failed.fetch_or(done.is_err(), Ordering::Relaxed);
+    done.map(Some)
+}
 
 impl<S: Source, D: Destination> Promotion<'_, S, D> {
     /// Copies the image without its top manifest: the blobs, then the manifests, each after its
@@ -30,11 +60,9 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
                     .any(|child| waiting.contains(&child.digest))
             });
             let digests = ready.iter().map(|manifest| manifest.digest).collect();
-            stream::iter(ready)
-                .map(|manifest| async move { self.put_by_digest(image, &manifest).await }.boxed())
-                .buffer_unordered(self.engine.settings.bounds.manifests)
-                .try_collect::<Vec<()>>()
-                .await?;
+            let put = |manifest| async move { self.put_by_digest(image, &manifest).await }.boxed();
+            let puts = ready.into_iter().map(put).collect();
+            side_by_side(puts, self.engine.settings.bounds.manifests).await?;
             self.remember_manifests(digests).await;
             left = rest;
         }
@@ -54,27 +82,12 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         Ok(())
     }
 
-    /// Copies blobs side by side. After a failure no further one starts, but running copies finish:
-    /// their bytes are not sent again, and other jobs may wait for them.
+    /// Copies blobs side by side.
     async fn carry_blobs(&self, blobs: &[Descriptor]) -> Result<(), Fault> {
-        let failed = AtomicBool::new(false);
-        let brought: Vec<Result<(), Fault>> = stream::iter(blobs.to_vec())
-            .map(|blob| {
-                let failed = &failed;
-                async move {
-                    if failed.load(Ordering::Relaxed) {
-                        return Ok(());
-                    }
-                    self.blob(&blob)
-                        .await
-                        .inspect_err(|_| failed.store(true, Ordering::Relaxed))
-                }
-                .boxed()
-            })
-            .buffer_unordered(self.engine.settings.bounds.blobs)
-            .collect()
-            .await;
-        brought.into_iter().collect()
+        let copies = blobs.iter().map(|blob| self.blob(blob).boxed()).collect();
+        side_by_side(copies, self.engine.settings.bounds.blobs)
+            .await
+            .map(drop)
     }
 
     async fn put_by_digest(&self, image: &Image, manifest: &Manifest) -> Result<(), Fault> {
@@ -256,4 +269,34 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
 /// Whether a registry that misses `named` may miss this: one that names nothing may miss all.
 fn is_meant(digest: &Digest, named: &[Digest]) -> bool {
     named.is_empty() || named.contains(digest)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+    use std::time::Duration;
+
+    use super::*;
+
+    /// A manifest that failed dropped the upload of another one's blob: its session stayed open.
+    #[tokio::test(start_paused = true)]
+    async fn what_runs_ends_after_a_failure_and_nothing_further_starts() {
+        let ended = AtomicUsize::new(0);
+        let last = async |seconds: u64, result: Result<u64, Fault>| {
+            tokio::time::sleep(Duration::from_secs(seconds)).await;
+            ended.fetch_add(1, Ordering::Relaxed);
+            result
+        };
+        let fails = last(1, Err(Fault::rejected("no")));
+        let work = vec![
+            fails.boxed(),
+            last(2, Ok(2)).boxed(),
+            last(3, Ok(3)).boxed(),
+        ];
+        assert!(side_by_side(work, 2).await.is_err());
+        assert_eq!(ended.load(Ordering::Relaxed), 2);
+
+        let work = vec![last(1, Ok(1)).boxed(), last(2, Ok(2)).boxed()];
+        assert_eq!(side_by_side(work, 2).await.unwrap(), [1, 2]);
+    }
 }

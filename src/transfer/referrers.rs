@@ -19,10 +19,10 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures::FutureExt as _;
-use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use tokio::time::timeout;
 
 use super::Promotion;
+use super::carry::side_by_side;
 use super::survey::{Image, TagFacts};
 use crate::decision::Block;
 use crate::endpoint::{Destination, Put, Source};
@@ -103,10 +103,11 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         let mut seen: HashSet<Digest> = subjects.iter().copied().collect();
         let mut level = subjects.to_vec();
         for depth in 0..DEPTH {
-            let found = stream::iter(level)
+            let copies = level
+                .into_iter()
                 .map(|subject| self.copy_referrers_of(subject, depth > 0).boxed())
-                .buffer_unordered(self.engine.settings.bounds.referrers);
-            let found: Vec<Vec<Digest>> = found.try_collect().await?;
+                .collect();
+            let found = side_by_side(copies, self.engine.settings.bounds.referrers).await?;
             level = found
                 .into_iter()
                 .flatten()
@@ -198,12 +199,8 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             .filter(|tag| **tag != Tag::fallback(&subject));
         let bring = besides
             .map(|tag| self.copy_companion(tag).boxed())
-            .collect::<Vec<_>>();
-        let at_once = self.engine.settings.bounds.referrers;
-        let brought: Vec<Option<Digest>> = stream::iter(bring)
-            .buffer_unordered(at_once)
-            .try_collect()
-            .await?;
+            .collect();
+        let brought = side_by_side(bring, self.engine.settings.bounds.referrers).await?;
         self.mark_checked(&subject).await;
         let origin = self.destination.origin();
         let repository = self.destination.repository();
