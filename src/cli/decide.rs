@@ -59,7 +59,7 @@ pub(super) struct Deny {
     common: Common,
 }
 
-/// End decisions: all about this target, or the one with this number
+/// End decisions: all with this target, or the one with this number
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   blobferry release                                     ends `blobferry hold`

@@ -185,7 +185,7 @@ enum Command {
     Why(why::Why),
     /// Hold: looks and carrying go on, no tag is named
     Hold(decide::Hold),
-    /// End decisions: all about this target, or the one with this number
+    /// End decisions: all with this target, or the one with this number
     Release(decide::Release),
     /// Deny: this content is never carried, named or repaired, here or as part of anything
     Deny(decide::Deny),

@@ -1,5 +1,5 @@
-//! The decisions that a release ends: by their number, or by what their targets mean. One target
-//! may be written with its registry or without.
+//! The decisions that a release ends: by their number, by exactly their target, or by what their
+//! targets mean. One target may be written with its registry or without.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -30,19 +30,22 @@ struct Meaning {
 }
 
 impl Released<'_> {
-    /// The decisions that it ends.
+    /// The decisions that it ends: those with exactly its target, and without one those whose targets
+    /// mean the same.
     pub(crate) fn of<'d>(&self, in_force: &'d InForce) -> Vec<&'d Numbered> {
-        let all = in_force.decisions.iter();
-        match self.id {
-            Some(id) => all.filter(|one| one.id == id).collect(),
-            None => all.filter(|one| self.means(&one.target)).collect(),
+        let all = || in_force.decisions.iter();
+        if let Some(id) = self.id {
+            return all().filter(|one| one.id == id).collect();
         }
+        let text = self.target.to_string();
+        let exactly: Vec<&Numbered> = all().filter(|one| one.target.to_string() == text).collect();
+        if !exactly.is_empty() {
+            return exactly;
+        }
+        all().filter(|one| self.means(&one.target)).collect()
     }
 
     fn means(&self, other: &Target) -> bool {
-        if self.target.to_string() == other.to_string() {
-            return true;
-        }
         let meaning = |target| self.topology.and_then(|known| Meaning::of(target, known));
         let own = meaning(self.target);
         own.is_some() && own == meaning(other)
@@ -202,6 +205,28 @@ mod tests {
             let ended = by_text.of(&in_force).len();
             assert_eq!(ended, usize::from(held == released), "{held} {released}");
         }
+    }
+
+    /// The release of a hold would take along an approval of the same tag in another spelling.
+    #[tokio::test]
+    async fn exactly_its_target_comes_before_what_it_means() {
+        let topology = topology();
+        let mut in_force = hold("production/ap:v1", &topology);
+        in_force
+            .decisions
+            .extend(hold("ap:v1", &topology).decisions);
+        let ends = |target: &str| {
+            let target = target.parse().unwrap();
+            let release = Released {
+                id: None,
+                target: &target,
+                topology: Some(&topology),
+            };
+            let ended = release.of(&in_force).into_iter();
+            ended.map(|one| one.target.to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(ends("production/ap:v1"), ["production/ap:v1"]);
+        assert_eq!(ends("ap:v1"), ["ap:v1"]);
     }
 
     #[tokio::test]

@@ -353,11 +353,11 @@ async fn a_tag_is_told_with_the_reason_of_the_decision_that_allowed_it_alone() {
 
     // What a release lets go on was approved by another principal.
     staging.push("app", "v1", &images[0]);
-    let hold = ["hold", "route:app", "--reason", "CHG-1"];
+    let hold = ["hold", "production/app:v1", "--reason", "CHG-1"];
     ferry.run(&hold).await.expect(0);
     approve("v1", &images[0], "CHG-2").await;
     ferry.sync(&["app"]).await.expect(0);
-    let release = ["release", "route:app", "--reason", "CHG-3"];
+    let release = ["release", "production/app:v1", "--reason", "CHG-3"];
     ferry.run(&release).await.expect(0);
     let released = hook.told_at("/app:v1").await;
     assert_eq!(released["reason"], Value::Null, "{released}");

@@ -49,7 +49,7 @@ async fn what_is_accepted_moves_once_and_only_from_where_it_was() {
         "held",
         "holds apply"
     );
-    scene.run(&["release", "4"]).await.expect(0);
+    scene.run(&["release", "app:v1"]).await.expect(0);
     scene.named("v1", &second).await;
     eventually("it is over", async || {
         scene.in_force().await.is_empty().then_some(())
