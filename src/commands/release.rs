@@ -30,8 +30,8 @@ struct Meaning {
 }
 
 impl Released<'_> {
-    /// The decisions that it ends: those with exactly its target, and without one those whose targets
-    /// mean the same.
+    /// The decisions that it ends: those with exactly its target, and where there are none, those
+    /// with a target of the same meaning.
     pub(crate) fn of<'d>(&self, in_force: &'d InForce) -> Vec<&'d Numbered> {
         let all = || in_force.decisions.iter();
         if let Some(id) = self.id {
@@ -91,41 +91,33 @@ impl Released<'_> {
 }
 
 impl Meaning {
-    /// `None`: it is about no destination, or can be read in two ways.
+    /// `None`: it is about no destination, or means nothing that is clear.
     fn of(target: &Target, topology: &Topology) -> Option<Meaning> {
+        let target = match target.origin() {
+            Some(_) => target.clone(),
+            None => resolve(target.clone(), topology).ok()?.target,
+        };
         let destination = target.destination()?;
-        let meaning = |registries, pattern: &Pattern| Meaning {
+        let (registries, pattern) = match target.origin() {
+            Some(origin) => ([origin.clone()].into(), destination.split()?),
+            None => {
+                let whole = destination.whole()?;
+                (registries(whole, topology), whole)
+            }
+        };
+        Some(Meaning {
             registries,
             repository: pattern.repository().to_owned(),
             tag: destination.tag().cloned(),
-        };
-        if let Some(origin) = target.origin() {
-            return Some(meaning([origin.clone()].into(), destination.split()?));
-        }
-        let split = destination.split();
-        let in_registry = split.map(|split| registries(split, Some(split.registry()), topology));
-        let in_registry = in_registry.unwrap_or_default();
-        let whole = destination.whole();
-        let anywhere = whole.map(|whole| registries(whole, None, topology));
-        let anywhere = anywhere.unwrap_or_default();
-        match (in_registry.is_empty(), anywhere.is_empty()) {
-            (false, true) => Some(meaning(in_registry, split?)),
-            (true, false) => Some(meaning(anywhere, whole?)),
-            _ => None,
-        }
+        })
     }
 }
 
 /// The registries in which routes lead to what a pattern names.
-fn registries(
-    pattern: &Pattern,
-    registry: Option<&Arc<str>>,
-    topology: &Topology,
-) -> BTreeSet<Origin> {
+fn registries(pattern: &Pattern, topology: &Topology) -> BTreeSet<Origin> {
     let routes = topology.routes.0.iter();
     routes
         .flat_map(|route| &route.to)
-        .filter(|to| registry.is_none_or(|name| name == to.registry()))
         .filter(|to| may_meet(pattern, to))
         .map(|to| topology.backend(to.registry()).origin().clone())
         .collect()
@@ -154,6 +146,14 @@ mod tests {
             .unwrap()
             .topology(&config.unwrap(), None)
             .unwrap()
+    }
+
+    fn release<'a>(target: &'a Target, topology: &'a Topology) -> Released<'a> {
+        Released {
+            id: None,
+            target,
+            topology: Some(topology),
+        }
     }
 
     fn hold(target: &str, topology: &Topology) -> InForce {
@@ -191,11 +191,7 @@ mod tests {
         ] {
             let in_force = hold(held, &topology);
             let target = released.parse().unwrap();
-            let release = Released {
-                id: None,
-                target: &target,
-                topology: Some(&topology),
-            };
+            let release = release(&target, &topology);
             let ended = release.of(&in_force).len();
             assert_eq!(ended, usize::from(is_ended), "{held} {released}");
             let by_text = Released {
@@ -217,11 +213,7 @@ mod tests {
             .extend(hold("ap:v1", &topology).decisions);
         let ends = |target: &str| {
             let target = target.parse().unwrap();
-            let release = Released {
-                id: None,
-                target: &target,
-                topology: Some(&topology),
-            };
+            let release = release(&target, &topology);
             let ended = release.of(&in_force).into_iter();
             ended.map(|one| one.target.to_string()).collect::<Vec<_>>()
         };
@@ -235,11 +227,7 @@ mod tests {
         let in_force = hold("production/web", &topology);
         let says = |target: &str| {
             let target = target.parse().unwrap();
-            let release = Released {
-                id: None,
-                target: &target,
-                topology: Some(&topology),
-            };
+            let release = release(&target, &topology);
             release.ends_nothing(&in_force)
         };
         assert!(says("web:v1").ends_with("there: hold production/web (decision 1)"));
