@@ -25,7 +25,7 @@ use jiff::{SignedDuration, Timestamp};
 
 pub use self::clock_skew::{ClockSkew, is_clock_off};
 pub use self::findings::{Finding, FindingsPage, ScanAnswer, Severity};
-pub use self::route_source::{OnlyPlatform, RouteSource};
+pub use self::route_source::{OnlyPlatform, RouteSource, missing_manifest};
 use crate::fault::Fault;
 use crate::oci::{self, Descriptor, Digest, Manifest, MediaType, RepositoryName, Target};
 

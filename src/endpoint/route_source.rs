@@ -7,6 +7,7 @@
 //! What a digest names is what it always names.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{
@@ -262,13 +263,16 @@ impl<R: Source> RouteSource<R> {
     /// gone.
     async fn listed(&self, index: Digest, digest: Digest) -> Result<Manifest, Fault> {
         let manifest = self.whole.manifest(&Target::Digest(digest)).await?;
-        manifest.ok_or_else(|| {
-            Fault::not_found(format!(
-                "{} lists manifest {digest} under {index} but does not have it; push the image again",
-                self.whole.address()
-            ))
-        })
+        manifest.ok_or_else(|| missing_manifest(&self.whole, &digest, &index))
     }
+}
+
+/// The failure of a source that lists a manifest under a tag or an index and does not have it.
+pub fn missing_manifest(source: &impl Source, digest: &Digest, under: &impl Display) -> Fault {
+    let address = source.address();
+    Fault::not_found(format!(
+        "{address} lists manifest {digest} under {under} but does not have it; push the image again"
+    ))
 }
 
 impl<R: Source> Source for RouteSource<R> {

@@ -15,7 +15,7 @@ pub(super) use self::tag::{Observation, TagFacts};
 use self::walk::Walk;
 use super::Promotion;
 use super::limits::{RequestClass, RequestPriority};
-use crate::endpoint::{Destination, Source};
+use crate::endpoint::{Destination, Source, missing_manifest};
 use crate::fault::{Class, Fault};
 use crate::oci::{Descriptor, Digest, Kind, Manifest, Target};
 
@@ -252,11 +252,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     }
 
     fn vanished(&self, digest: Digest) -> Fault {
-        let address = self.source.address();
-        Fault::not_found(format!(
-            "{address} lists manifest {digest} under {} but does not have it; push the image again",
-            self.job.key.tag
-        ))
+        missing_manifest(&self.source, &digest, &self.job.key.tag)
     }
 
     fn refuse(&self, why: String) -> Fault {
