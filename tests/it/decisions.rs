@@ -296,6 +296,16 @@ async fn a_dry_run_knows_a_denied_layer() {
     assert_eq!(scene.there("v3"), None);
 }
 
+/// Production names one digest that is denied.
+pub async fn one_denied_is_told(daemon: &Daemon) {
+    eventually("it is counted", async || {
+        let counted = daemon.metric("blobferry_denied_in_production", &[]).await;
+        (counted == Some(1.0)).then_some(())
+    })
+    .await;
+    daemon.says("production names a denied digest").await;
+}
+
 #[tokio::test]
 async fn a_denied_digest_that_production_names_is_counted_and_stays() {
     let scene = Scene::new();
@@ -305,12 +315,7 @@ async fn a_denied_digest_that_production_names_is_counted_and_stays() {
     let daemon = scene.ferry.start_ready().await;
     let deny = ["deny", image.digest(), "--reason", "withdrawn"];
     scene.run(&deny).await.expect(0);
-    eventually("it is counted", async || {
-        let counted = daemon.metric("blobferry_denied_in_production", &[]).await;
-        (counted == Some(1.0)).then_some(())
-    })
-    .await;
-    daemon.says("production names a denied digest").await;
+    one_denied_is_told(&daemon).await;
     scene.ferry.sync(&[]).await.expect(0);
     assert_eq!(scene.there("v1").as_deref(), Some(image.digest()));
     // Once it is gone it does not come back.

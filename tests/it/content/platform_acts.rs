@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::platform::{index, only};
-use crate::decisions::Scene;
+use crate::decisions::{Scene, one_denied_is_told};
 use crate::support::*;
 
 /// A reference of `copy` and `promote`.
@@ -111,12 +111,7 @@ async fn a_denied_index_of_what_production_names_is_counted_and_told() {
     let daemon = scene.ferry.start_ready().await;
     let deny = ["deny", whole.digest(), "--reason", "withdrawn"];
     scene.run(&deny).await.expect(0);
-    eventually("it is counted", async || {
-        let counted = daemon.metric("blobferry_denied_in_production", &[]).await;
-        (counted == Some(1.0)).then_some(())
-    })
-    .await;
-    daemon.says("production names a denied digest").await;
+    one_denied_is_told(&daemon).await;
     // Staging names something else by then.
     let (newer, _) = index(3);
     for (tag, count) in [("v1", 1), ("v2", 0)] {

@@ -74,7 +74,7 @@ const ONCE_FAILED: &[u64] = &[
     3001264, // The oracle did not know that a clock that is set back makes hints void.
     3001202, // A look that took long ended a trouble that a newer answer had shown.
     801165,  // A tag came back to an image that had been signed again meanwhile.
-    // A write whose outcome is not known restored what a person had changed.
+    // A write of unknown outcome restored what a person had changed.
     7005278,
     // An upload session without bytes was left behind.
     7007117,

@@ -421,11 +421,7 @@ impl Oracle {
         else {
             return;
         };
-        let place = Place {
-            registry: call.registry.clone(),
-            repository: call.repository.clone(),
-            tag: tag.clone(),
-        };
+        let place = call.place(tag);
         if !self.alive.contains(&call.process) {
             self.find(
                 "a process that is gone sends nothing",
@@ -741,11 +737,7 @@ impl Oracle {
         let at = self.at;
         match (call.operation, &call.about, answer) {
             (Operation::Resolve | Operation::Manifest, About::Tag(tag), Answer::Names(digest)) => {
-                let place = Place {
-                    registry: call.registry.clone(),
-                    repository: call.repository.clone(),
-                    tag: tag.clone(),
-                };
+                let place = call.place(tag);
                 self.told(
                     call.process,
                     &place,
@@ -758,11 +750,7 @@ impl Oracle {
                 self.compare(call.process, &place, call.operation == Operation::Manifest);
             }
             (Operation::PutManifest, About::Tag(tag), Answer::Accepted) => {
-                let place = Place {
-                    registry: call.registry.clone(),
-                    repository: call.repository.clone(),
-                    tag: tag.clone(),
-                };
+                let place = call.place(tag);
                 let digest = call
                     .content
                     .expect("a manifest that is written has a digest");
@@ -779,11 +767,7 @@ impl Oracle {
                 self.ledger.entry(place).or_default().wrote(at, digest);
             }
             (Operation::PutManifest, About::Tag(tag), Answer::Missing) => {
-                let place = Place {
-                    registry: call.registry.clone(),
-                    repository: call.repository.clone(),
-                    tag: tag.clone(),
-                };
+                let place = call.place(tag);
                 // It is known not to have been written.
                 if let (Some(known), Some(digest)) = (self.ledger.get_mut(&place), call.content) {
                     known.intents.retain(|(intended, _)| *intended != digest);
@@ -809,11 +793,7 @@ impl Oracle {
                     if let Some(digest) = digest {
                         let of = (call.registry.clone(), call.repository.clone());
                         self.guards.told(of, *digest, at);
-                        let place = Place {
-                            registry: call.registry.clone(),
-                            repository: call.repository.clone(),
-                            tag: tag.clone(),
-                        };
+                        let place = call.place(tag);
                         self.compare_lists(call.process, &place);
                     }
                 }
@@ -1072,11 +1052,7 @@ impl Oracle {
             let About::Tag(tag) = &call.about else {
                 return None;
             };
-            Some(Place {
-                registry: call.registry.clone(),
-                repository: call.repository.clone(),
-                tag: tag.clone(),
-            })
+            Some(call.place(tag))
         });
         let text = format!(
             "{} of what belongs to it are missing or wrong",

@@ -455,11 +455,7 @@ impl Process {
         let topology = self.topology.borrow().clone();
         let source = self.repository(&rules.source);
         let destination = self.repository(&rules.destination);
-        let names = Names {
-            source: format!("{}:{tag}", source.address()),
-            destination: format!("{}:{tag}", destination.address()),
-            registry: rules.destination.0.to_string(),
-        };
+        let names = names(rules, tag, &source, &destination);
         let job = by_hand(rules, tag, replace, &source, &destination);
         let ordered = Guarded::Ordered {
             number,
@@ -534,7 +530,7 @@ impl Process {
                 .await;
             let is_done = matches!(completion.outcome, Outcome::Promoted | Outcome::UpToDate);
             let may_have_moved = completion.may_have_moved;
-            let names = rollback.names(&source, &there);
+            let names = names(&rollback.rules, &rollback.tag, &source, &there);
             engine.settle(&settle, &job, &names, completion).await;
             trace.note(Event::Guard(Guarded::OrderEnded { number }));
             if !is_done && !may_have_moved {
@@ -648,11 +644,7 @@ pub struct Rollback {
 
 impl Rollback {
     fn job(&self, decision: u64, source: &Repository, there: &Repository) -> Job {
-        let place = TagId {
-            origin: there.origin().clone(),
-            repository: there.repository().clone(),
-            tag: self.tag.clone(),
-        };
+        let place = TagId::of(there.id(), self.tag.clone());
         let key = Key {
             route: self.rules.route.clone(),
             source: source.repository().clone(),
@@ -667,13 +659,14 @@ impl Rollback {
             ..Job::back(key, self.to, self.production, decision, Actor::daemon())
         }
     }
+}
 
-    fn names(&self, source: &Repository, there: &Repository) -> Names {
-        Names {
-            source: format!("{}:{}", source.address(), self.tag),
-            destination: format!("{}:{}", there.address(), self.tag),
-            registry: self.rules.destination.0.to_string(),
-        }
+/// What is said of a job.
+fn names(rules: &Rules, tag: &Tag, source: &Repository, destination: &Repository) -> Names {
+    Names {
+        source: format!("{}:{tag}", source.address()),
+        destination: format!("{}:{tag}", destination.address()),
+        registry: rules.destination.0.to_string(),
     }
 }
 
@@ -684,11 +677,7 @@ fn by_hand(
     source: &Repository,
     destination: &Repository,
 ) -> Job {
-    let place = TagId {
-        origin: destination.origin().clone(),
-        repository: destination.repository().clone(),
-        tag: tag.clone(),
-    };
+    let place = TagId::of(destination.id(), tag.clone());
     Job {
         key: Key {
             route: "".into(),

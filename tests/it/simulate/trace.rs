@@ -59,6 +59,17 @@ pub struct Call {
     pub content: Option<Digest>,
 }
 
+impl Call {
+    /// A tag of the repository that it is sent to.
+    pub fn place(&self, tag: &Arc<str>) -> Place {
+        Place {
+            registry: self.registry.clone(),
+            repository: self.repository.clone(),
+            tag: tag.clone(),
+        }
+    }
+}
+
 /// What came back.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Answer {
