@@ -50,7 +50,7 @@ pub struct Findings<'a> {
     statements: Vec<Value>,
 }
 
-/// A scan whose pages are read.
+/// The scan of one image, page by page.
 #[derive(Debug, Default)]
 struct Current {
     scanned: Option<Timestamp>,

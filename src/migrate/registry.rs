@@ -20,7 +20,7 @@ pub(super) struct Registry {
     pub(super) remarks: Vec<Remark>,
 }
 
-/// What a registry says whose address has variables.
+/// The remark on a registry with variables in its address.
 const VARIABLES: &str = "the variables of the address must be set for the daemon, too";
 
 impl Registry {

@@ -25,7 +25,7 @@ pub(super) async fn side_by_side<T: Send>(
     let failed = AtomicBool::new(false);
     let mut started = Vec::with_capacity(work.len());
     for one in work {
-        started.push(unless(&failed, one).boxed());
+        started.push(unless_failed(&failed, one).boxed());
     }
     let ended = stream::iter(started).buffer_unordered(at_once);
     let ended: Vec<Result<Option<T>, Fault>> = ended.collect().await;
@@ -33,7 +33,7 @@ pub(super) async fn side_by_side<T: Send>(
     Ok(done?.into_iter().flatten().collect())
 }
 
-async fn unless<T>(
+async fn unless_failed<T>(
     failed: &AtomicBool,
     work: BoxFuture<'_, Result<T, Fault>>,
 ) -> Result<Option<T>, Fault> {

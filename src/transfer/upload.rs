@@ -2,9 +2,8 @@
 //! fails.
 //!
 //! An attempt holds the permits of a body until its last request has ended on its thread; the waits
-//! between attempts hold none. An upload that
-//! fails is left behind only where it can be gone on with: what is small, empty, corrupt or kept
-//! nowhere is cancelled.
+//! between attempts hold none. An upload that fails is left behind only where it can be gone on
+//! with: what is small, empty, corrupt or kept nowhere is cancelled.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

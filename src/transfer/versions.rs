@@ -90,6 +90,10 @@ impl Anew {
     }
 }
 
+fn has_all(found: &BTreeMap<Digest, Tag>, wanted: &[Digest]) -> bool {
+    wanted.iter().all(|digest| found.contains_key(digest))
+}
+
 impl<S: Source, D: Destination> Promotion<'_, S, D> {
     /// The verdict on the move of the job's tag to `digest`.
     pub(super) async fn judge_versions(
@@ -147,7 +151,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         let found = self
             .named_by(repository, &candidates, wanted, Anew::None)
             .await?;
-        if wanted.iter().all(|digest| found.contains_key(digest)) {
+        if has_all(&found, wanted) {
             return Ok(found);
         }
         self.named_by(repository, &candidates, wanted, Anew::Highest)
@@ -180,7 +184,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
                 let name = || candidate.name.clone();
                 found.entry(digest).or_insert_with(name);
             }
-            if wanted.iter().all(|digest| found.contains_key(digest)) {
+            if has_all(&found, wanted) {
                 break;
             }
         }

@@ -1,4 +1,4 @@
-//! Lines as commands, and commands as words whose variables are not filled in yet.
+//! Lines as commands, and commands as words before their variables are filled in.
 
 use crate::migrate::kind;
 

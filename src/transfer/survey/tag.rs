@@ -367,7 +367,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
                 source.promoted_of(&pinned).await
             })
             .await?;
-        // That it is not there is told by who reads it.
+        // Where it is not there, the reading of the manifest fails.
         Ok(chosen.unwrap_or(pinned))
     }
 
