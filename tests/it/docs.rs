@@ -25,6 +25,12 @@ pub(crate) struct Block {
     pub(crate) text: String,
 }
 
+impl Block {
+    fn language(&self) -> &str {
+        self.info.split(' ').next().unwrap_or_default()
+    }
+}
+
 fn top() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
@@ -204,7 +210,7 @@ fn commands(page: &Page) -> BTreeSet<String> {
     let blocks = blocks(&page.text);
     let lines = blocks
         .iter()
-        .filter(|block| shell.contains(&block.info.as_str()))
+        .filter(|block| shell.contains(&block.language()))
         .flat_map(|block| block.text.lines());
     let prose = prose(&page.text);
     let typed = lines

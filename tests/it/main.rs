@@ -78,6 +78,7 @@ mod storm;
 mod table;
 mod terminal;
 mod tools;
+mod tutorial;
 mod unchanged;
 mod unit;
 mod unread;
