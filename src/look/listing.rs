@@ -50,6 +50,8 @@ impl<B: Repositories> RepositoryLook<'_, B> {
         else {
             return Ok(None);
         };
+        let engine = &self.topology.engine;
+        engine.note_listed(source, &tags, Instant::now());
         // Tags that a route wrote into its own source are not sources again.
         let own = |tag: &&Tag| {
             !sides

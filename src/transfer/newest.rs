@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::endpoint::Source;
+use crate::endpoint::{RepositoryId, Source};
 use crate::job::TagId;
 use crate::oci::{Digest, Tag};
+use crate::transfer::pages::ListedTags;
 
 /// Most tags that are kept. Beyond that a further tag is not recorded: each job still asks by
 /// itself.
@@ -52,6 +53,30 @@ impl NewestAnswers {
         }
     }
 
+    /// Records the digests that a list of `repository` shows, which came at `at`, for the tags that
+    /// have an answer: only those may be about to be named by it.
+    pub(super) fn note_listed(&self, repository: &RepositoryId, tags: &ListedTags, at: Instant) {
+        let Some(first) = tags.keys().next() else {
+            return;
+        };
+        let RepositoryId { origin, repository } = repository;
+        let first = TagId {
+            origin: origin.clone(),
+            repository: repository.clone(),
+            tag: first.clone(),
+        };
+        let mut answers = self.lock();
+        let of_repository = answers
+            .range_mut(first..)
+            .take_while(|(tag, _)| tag.repository == *repository && tag.origin == *origin);
+        for (tag, answer) in of_repository {
+            let listed = tags.get(&tag.tag).and_then(|listed| listed.digest);
+            if listed.is_some() && answer.at <= at {
+                *answer = NewestAnswer { digest: listed, at };
+            }
+        }
+    }
+
     /// Whether an answer came after `at` that is not `digest`.
     pub(super) fn differs<R: Source>(
         &self,
@@ -77,4 +102,74 @@ impl NewestAnswers {
 
 fn key<R: Source>(repository: &R, tag: &Tag) -> TagId {
     TagId::of(repository.tags_id(), tag.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::endpoint::Origin;
+    use crate::transfer::pages::ListedTag;
+
+    fn repository(name: &str) -> RepositoryId {
+        RepositoryId {
+            origin: Origin::new("https://registry.example"),
+            repository: name.parse().unwrap(),
+        }
+    }
+
+    fn tag(repository: &str, tag: &str) -> TagId {
+        TagId::of(self::repository(repository), tag.parse().unwrap())
+    }
+
+    fn list(tags: &[(&str, Option<Digest>)]) -> ListedTags {
+        let listed = |digest| ListedTag {
+            digest,
+            pushed: None,
+        };
+        tags.iter()
+            .map(|(tag, digest)| (tag.parse().unwrap(), listed(*digest)))
+            .collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_newer_list_overtakes_the_answers_of_its_repository() {
+        let answers = NewestAnswers::default();
+        let asked = Instant::now();
+        let one = Digest::sha256(b"one");
+        let other = Digest::sha256(b"other");
+        let all = [
+            "app/edge",
+            "app/latest",
+            "app/untold",
+            "app/older",
+            "apq/edge",
+        ];
+        let answered = |name: &str| {
+            let (repository, name) = name.split_once('/').unwrap();
+            tag(repository, name)
+        };
+        for name in all {
+            let digest = Some(one);
+            let answer = NewestAnswer { digest, at: asked };
+            answers.lock().insert(answered(name), answer);
+        }
+        let later = asked + Duration::from_secs(1);
+        let newer = NewestAnswer {
+            digest: Some(one),
+            at: later + Duration::from_secs(1),
+        };
+        answers.lock().insert(answered("app/older"), newer);
+        let listed = list(&[
+            ("edge", Some(other)),
+            ("latest", Some(one)),
+            ("new", Some(other)),
+            ("older", Some(other)),
+            ("untold", None),
+        ]);
+        answers.note_listed(&repository("app"), &listed, later);
+        let overtaken = |name: &&&str| answers.differs_at(&answered(name), Some(one), asked);
+        let overtaken: Vec<_> = all.iter().filter(overtaken).collect();
+        assert_eq!(overtaken, [&"app/edge"]);
+        assert_eq!(answers.lock().len(), all.len(), "a list adds no answer");
+    }
 }
