@@ -81,6 +81,8 @@ struct Oracle {
     /// Each registry: whether its lists are always current.
     current_lists: BTreeMap<Arc<str>, bool>,
     rules: BTreeMap<u32, Vec<Rules>>,
+    /// The rules before a reload: a look by them may still end.
+    former: BTreeMap<u32, Vec<Rules>>,
     alive: BTreeSet<u32>,
     truth: BTreeMap<Place, Vec<Change>>,
     views: BTreeMap<(u32, Place), View>,
@@ -131,6 +133,13 @@ struct View {
     arrived: Duration,
 }
 
+impl View {
+    /// Whether the answer took too long to count, and `known` was asked for after it.
+    fn is_discarded_beside(&self, known: &View) -> bool {
+        self.arrived - self.sent > ANSWER_TAKES && known.sent >= self.sent
+    }
+}
+
 /// What a process was told of all tags of a repository.
 #[derive(Default)]
 struct List {
@@ -152,6 +161,8 @@ struct Known {
     /// What both sides named by a list of production, or before the manifest was read: agreed, if
     /// the process went by that.
     uncertain: BTreeSet<Digest>,
+    /// Something is agreed, if a look by the rules before a reload still ended.
+    may_be_agreed: bool,
     changed: Duration,
     before: Option<(Option<Digest>, Intents)>,
 }
@@ -199,6 +210,7 @@ impl Known {
         self.written = Some(digest);
         self.maybe.clear();
         self.uncertain.clear();
+        self.may_be_agreed = false;
         self.reported = None;
     }
 }
@@ -302,7 +314,9 @@ impl Oracle {
                 }
             }
             Event::Configured { process, rules } => {
-                self.rules.insert(*process, rules.clone());
+                let former = self.rules.insert(*process, rules.clone());
+                let kept = self.former.entry(*process).or_default();
+                kept.extend(former.into_iter().flatten());
             }
             Event::Killed { process } => self.killed(*process),
             Event::Stopped { process } => {
@@ -589,15 +603,15 @@ impl Oracle {
         let ours = view
             .digest
             .is_some_and(|production| known.is_ours(&production));
-        cell(
-            rules.is_moving(&place.tag),
-            rules.existing,
-            rules.drift,
-            digest,
-            view.digest,
-            ours,
-            known.is_known_over(view.digest),
-        )
+        let moving = rules.is_moving(&place.tag);
+        let cell_if = |is_known| {
+            let (existing, drift) = (rules.existing, rules.drift);
+            cell(moving, existing, drift, digest, view.digest, ours, is_known)
+        };
+        match cell_if(known.is_known_over(view.digest)) {
+            Cell::Existing if known.may_be_agreed => cell_if(true),
+            cell => cell,
+        }
     }
 
     fn judge_source(&mut self, process: u32, place: &Place, source: &Place, digest: Digest) {
@@ -825,7 +839,14 @@ impl Oracle {
             let of = (place.registry.clone(), place.repository.clone());
             self.guards.told(of, digest, self.at);
         }
-        self.views.insert((process, place.clone()), view);
+        self.views
+            .entry((process, place.clone()))
+            .and_modify(|known| {
+                if !view.is_discarded_beside(known) {
+                    *known = view;
+                }
+            })
+            .or_insert(view);
         self.told
             .entry((process, place.clone()))
             .or_default()
@@ -838,19 +859,9 @@ impl Oracle {
     /// `by_bytes`: the answer was a manifest. Only that proves what a moving tag of staging names.
     fn compare(&mut self, process: u32, place: &Place, by_bytes: bool) {
         let at = self.at;
-        let pairs: Vec<(Place, Place, bool)> = self
-            .rules
-            .get(&process)
-            .into_iter()
-            .flatten()
-            .filter_map(|rules| {
-                let (source, destination) = pair(rules, place)?;
-                let moves = rules.is_moving(&place.tag) || is_companion(&place.tag);
-                let is_proven = !moves || (by_bytes && source == *place);
-                Some((source, destination, is_proven))
-            })
-            .collect();
+        let pairs = compared(self.rules.get(&process), place, by_bytes);
         self.compare_lists(process, place);
+        self.compare_by_former_rules(process, place, by_bytes);
         for (source, destination, is_proven) in pairs {
             let Some(there) = self
                 .views
@@ -877,6 +888,20 @@ impl Oracle {
                 known.agreed(at, there);
             } else if is_agreed {
                 known.uncertain.insert(there);
+            }
+        }
+    }
+
+    /// A look that a reload stopped may have agreed to what it was told.
+    fn compare_by_former_rules(&mut self, process: u32, place: &Place, by_bytes: bool) {
+        let pairs = compared(self.former.get(&process), place, by_bytes);
+        for (source, destination, _) in pairs.into_iter().filter(|(_, _, is_proven)| *is_proven) {
+            let named = |place: Place| self.views.get(&(process, place))?.digest;
+            let there = named(destination.clone()).filter(|there| named(source) == Some(*there));
+            if let Some(there) = there {
+                let known = self.ledger.entry(destination).or_default();
+                known.uncertain.insert(there);
+                known.may_be_agreed = true;
             }
         }
     }
@@ -966,14 +991,18 @@ impl Oracle {
         })
     }
 
-    /// Whether a list that is newer than all answers about the tag shows `digest`.
+    /// Whether a list that is newer than all answers about the tag shows `digest`. A list that lags
+    /// does not deny another digest, but a tag that was not there has come.
     fn was_listed_since(&self, process: u32, place: &Place, digest: Option<Digest>) -> bool {
         let repository = (place.registry.clone(), place.repository.clone());
         let list = self.lists.get(&(process, repository));
         let told = self.told.get(&(process, place.clone()));
         let last = told.and_then(|told| told.last());
         let is_newer = list.is_some_and(|list| {
-            last.is_none_or(|(answered, _)| *answered + LISTS_LAG <= list.sent)
+            last.is_none_or(|(answered, digest)| {
+                let lag = digest.map(|_| LISTS_LAG).unwrap_or_default();
+                *answered + lag <= list.sent
+            })
         });
         is_newer && digest.is_some() && self.listed(process, place) == digest
     }
@@ -1250,6 +1279,22 @@ fn pair(rules: &Rules, place: &Place) -> Option<(Place, Place)> {
     };
     (is(&rules.source) || is(&rules.destination))
         .then(|| (at(&rules.source), at(&rules.destination)))
+}
+
+/// Both sides of a tag by each of the rules, and whether an answer about `place` proves what staging
+/// names: of a moving tag only the manifest does.
+fn compared(
+    rules: Option<&Vec<Rules>>,
+    place: &Place,
+    by_bytes: bool,
+) -> Vec<(Place, Place, bool)> {
+    let of_rules = |rules: &Rules| {
+        let (source, destination) = pair(rules, place)?;
+        let moves = rules.is_moving(&place.tag) || is_companion(&place.tag);
+        let is_proven = !moves || (by_bytes && source == *place);
+        Some((source, destination, is_proven))
+    };
+    rules.into_iter().flatten().filter_map(of_rules).collect()
 }
 
 fn pair_of_source(rules: &Rules, place: &Place) -> Option<(Place, Place)> {

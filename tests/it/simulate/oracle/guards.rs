@@ -1,7 +1,7 @@
 //! What the oracle knows of guards: which decisions are in force, what the service has said, and
 //! which orders of people are under way.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use blobferry::oci::Digest;
@@ -17,6 +17,8 @@ const VERDICT_LASTS: Duration = Duration::from_secs(60);
 #[derive(Default)]
 pub(super) struct Guards {
     decisions: BTreeMap<u64, Decided>,
+    /// The decisions that a release ends or has ended: its answer may come before theirs.
+    released: BTreeSet<u64>,
     /// The newest verdict on each question that a process has asked directly before a tag.
     verdicts: BTreeMap<(u32, Place, Digest), Verdicts>,
     /// When a process was first told that staging names a digest, since the ledger began.
@@ -92,11 +94,14 @@ impl Guards {
                 self.decisions.insert(*number, decided);
             }
             Guarded::Decided { number, id } => {
+                let is_over = self.released.contains(id);
                 if let Some(decided) = self.decisions.get_mut(number) {
-                    (decided.id, decided.is_firm) = (Some(*id), !decided.is_over);
+                    decided.id = Some(*id);
+                    decided.is_firm = !decided.is_over && !is_over;
                 }
             }
             Guarded::Releasing { ids } => {
+                self.released.extend(ids);
                 for decided in self.decisions.values_mut() {
                     decided.is_firm &= !decided.id.is_some_and(|id| ids.contains(&id));
                 }
