@@ -45,13 +45,11 @@ impl<B: Repositories> RepositoryLook<'_, B> {
         let Some(tags) = self
             .topology
             .engine
-            .tags(source, self.request.reading(), self.stop)
+            .source_tags(source, self.request.reading(), self.stop)
             .await?
         else {
             return Ok(None);
         };
-        let engine = &self.topology.engine;
-        engine.note_listed(source, &tags, Instant::now());
         // Tags that a route wrote into its own source are not sources again.
         let own = |tag: &&Tag| {
             !sides

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use jiff::Timestamp;
+use tokio::time::Instant;
 
 use super::limits::{RequestClass, RequestPriority};
 use super::{Engine, Stop};
@@ -124,6 +125,25 @@ impl Engine {
             )
             .await?;
         Ok(exists.then_some(tags))
+    }
+
+    /// All tags of a source. What its list shows of a tag is an answer about it: a job that is about
+    /// to name the tag by an older one asks again.
+    ///
+    /// # Errors
+    /// Those of [`pages_read`](Engine::pages_read).
+    pub async fn source_tags<S: Source>(
+        &self,
+        source: &S,
+        reading: Reading,
+        stop: &Stop,
+    ) -> Result<Option<ListedTags>, Fault> {
+        let tags = self.tags(source, reading, stop).await?;
+        if let Some(tags) = &tags {
+            self.newest
+                .note_listed(&source.tags_id(), tags, Instant::now());
+        }
+        Ok(tags)
     }
 
     /// All manifests of a repository with their subjects. `None`: the registry has no such list.

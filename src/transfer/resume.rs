@@ -83,6 +83,8 @@ pub(super) struct UploadState {
     /// Whether the registry has accepted the blob before it was sent: its word for that counts no
     /// more.
     pub(super) early: bool,
+    /// Whether its bytes are not those of the blob.
+    pub(super) is_corrupt: bool,
     /// Bytes that the session held when the last attempt began.
     pub(super) held_before: u64,
     /// Attempts in a row without a further byte.
@@ -103,6 +105,7 @@ impl UploadState {
             resumed: false,
             taken_up: false,
             early: false,
+            is_corrupt: false,
             held_before: 0,
             fruitless: 0,
         }
@@ -209,15 +212,19 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         }
     }
 
-    /// Opens a new session and drops the old one.
+    /// Opens a new session and drops the old one. Where none can be opened, the old one is kept only
+    /// if a later try can go on with it.
     pub(super) async fn start_over(
         &self,
         blob: &Descriptor,
         state: UploadState,
     ) -> Result<UploadState, Fault> {
-        match self.open_upload(blob, None).await? {
+        let opened = self.open_upload(blob, None).await;
+        if opened.is_ok() || !self.can_be_taken_up(blob) || state.is_corrupt {
+            self.drop_upload(blob, state.upload).await;
+        }
+        match opened? {
             Begin::Session(upload) => {
-                self.drop_upload(blob, state.upload).await;
                 let fresh = UploadState {
                     early: state.early,
                     ..UploadState::fresh(upload)

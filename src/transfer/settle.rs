@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::{Completion, Engine, Found};
 use crate::clock;
-use crate::endpoint::{Origin, Source};
+use crate::endpoint::Origin;
 use crate::fault::Fault;
 use crate::job::{
     Actor, BlobCounts, Cause, Failure, Gated, Job, Key, NextJudgement, Outcome, Progress, Settled,
@@ -19,7 +19,6 @@ use crate::job::{
 };
 use crate::ledger::RunFacts;
 use crate::oci::{Digest, RepositoryName, Tag};
-use crate::transfer::pages::ListedTags;
 
 /// Most keys remembered as in trouble, so that the end of the trouble is reported.
 const TROUBLED: usize = 100_000;
@@ -92,12 +91,6 @@ impl Engine {
             let _ = listener.send(settled.clone());
         }
         settled
-    }
-
-    /// Records what a list of staging shows, which came at `at`: a job that is about to name a tag
-    /// by an older answer asks again.
-    pub fn note_listed<R: Source>(&self, source: &R, tags: &ListedTags, at: Instant) {
-        self.newest.note_listed(&source.tags_id(), tags, at);
     }
 
     /// Whether a newer answer than that of `at` says that a tag names something else.

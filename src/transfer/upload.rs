@@ -119,12 +119,13 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     async fn recover(
         &self,
         blob: &Descriptor,
-        upload: UploadState,
+        mut upload: UploadState,
         cut: Cut,
         budget: &mut Budget,
     ) -> Result<Stage, Fault> {
         if cut.fault().class() == Class::Corrupt && !budget.is_afresh {
             budget.is_afresh = true;
+            upload.is_corrupt = true;
             return self.start_over(blob, upload).await.map(Stage::Open);
         }
         let limiter = self.engine.limits.of(self.destination.origin());

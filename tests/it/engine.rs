@@ -579,6 +579,23 @@ async fn a_session_that_took_no_byte_is_not_left_behind() {
     assert_eq!(world.production.open_sessions(), 0);
 }
 
+/// The production that takes no further session may take none for long.
+#[tokio::test(start_paused = true)]
+async fn a_corrupt_upload_is_not_left_behind_where_no_other_can_be_opened() {
+    let world = World::new();
+    let layer = world.layer("app", 1, 40 * MIB);
+    world.staging.corrupt_next_read(&layer.digest);
+    world.image("app", "v1", &[layer]);
+    world.production.store_blob("app", r#"{"of":"app:v1"}"#);
+    world.production.pass_next(Operation::BeginUpload);
+    world
+        .production
+        .fail_next(Operation::BeginUpload, Class::Rejected);
+    assert_failed(&world.promote("app", "v1").await, Class::Rejected);
+    assert_eq!(world.production.count(Operation::BeginUpload), 2);
+    assert_eq!(world.production.open_sessions(), 0);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_blob_that_came_corrupt_is_fetched_afresh_once() {
     let world = World::new();

@@ -165,7 +165,7 @@ impl<B: Repositories> DestinationLook<'_, B> {
         };
         let look = self.look;
         let engine = &look.topology.engine;
-        let tags = engine.tags(self.source, look.request.reading(), look.stop);
+        let tags = engine.source_tags(self.source, look.request.reading(), look.stop);
         let tags = tags.await?.unwrap_or_default();
         let own = |tag: &&Tag| self.side.is_itself(self.source) && self.side.naming.made(tag);
         let selection = &look.route.selection;

@@ -555,8 +555,9 @@ impl Oracle {
             self.judge_production(process, place);
             return;
         }
-        if let Some(order) = self.guards.order(process, place) {
-            return self.judge_order(process, place, digest, &order);
+        let orders = self.guards.orders(process, place);
+        if !orders.is_empty() {
+            return self.judge_orders(process, place, digest, &orders);
         }
         let Some(rules) = self.rules_of(process, place) else {
             self.find(
@@ -581,20 +582,21 @@ impl Oracle {
         }
     }
 
-    /// A person has ordered it, and the rules may let it happen by themselves.
-    fn judge_order(&mut self, process: u32, place: &Place, digest: Digest, order: &Ordered) {
-        self.judge_source(process, place, &order.source, digest);
+    /// People have ordered it, and the rules may let it happen by themselves.
+    fn judge_orders(&mut self, process: u32, place: &Place, digest: Digest, orders: &[Ordered]) {
         let Some(view) = self.judge_production(process, place) else {
             return;
         };
+        let cells = orders
+            .iter()
+            .map(|order| (order.cell(digest, view.digest), order));
+        let ordered = cells.min_by_key(|(cell, _)| *cell != Cell::Promote);
+        let Some((cell, order)) = ordered else { return };
+        self.judge_source(process, place, &order.source, digest);
         let rules = self.rules_of(process, place);
         let by_rules = rules.map(|rules| self.cell_by_rules(&rules, place, digest, view));
         if by_rules != Some(Cell::Promote) {
-            self.judge_cell(
-                place,
-                &*place.tag == "latest",
-                order.cell(digest, view.digest),
-            );
+            self.judge_cell(place, &*place.tag == "latest", cell);
         }
     }
 
@@ -1031,12 +1033,14 @@ impl Oracle {
         }
     }
 
-    /// What was attached to the image before it was pushed is there before its tag.
+    /// What was attached to the image before it was pushed is there before its tag. A way back names
+    /// what production has.
     fn judge_referrers(&mut self, process: u32, place: &Place, digest: Digest) {
         let Some(rules) = self.rules_of(process, place) else {
             return;
         };
-        if self.plain.contains(&place.registry) {
+        let is_way_back = self.guards.is_rolling_back(process, place, digest);
+        if self.plain.contains(&place.registry) || is_way_back {
             return;
         }
         let source = Place {

@@ -202,11 +202,11 @@ impl Guards {
         self.first_told.entry((source, digest)).or_insert(at);
     }
 
-    /// The order that a process may be carrying out on a tag.
-    pub(super) fn order(&self, process: u32, place: &Place) -> Option<Ordered> {
-        let mut orders = self.orders.values();
-        let found = orders.find(|order| order.process == process && order.place == *place);
-        found.cloned()
+    /// The orders that a process may be carrying out on a tag.
+    pub(super) fn orders(&self, process: u32, place: &Place) -> Vec<Ordered> {
+        let orders = self.orders.values();
+        let found = orders.filter(|order| order.process == process && order.place == *place);
+        found.cloned().collect()
     }
 
     /// Whether a decision may keep a digest from a tag.
