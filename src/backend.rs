@@ -1,6 +1,7 @@
 //! Any place that holds images: a registry or a folder of layouts, behind one type, so that a route
 //! can lead from one to the other.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use futures::FutureExt as _;
@@ -199,6 +200,14 @@ impl Source for Repository {
 
     async fn read_blob(&self, blob: &Descriptor, offset: u64) -> Result<Option<BlobBody>, Fault> {
         ask!(self, repository => repository.read_blob(blob, offset))
+    }
+
+    async fn read_part(
+        &self,
+        blob: &Descriptor,
+        part: Range<u64>,
+    ) -> Result<Option<BlobBody>, Fault> {
+        ask!(self, repository => repository.read_part(blob, part))
     }
 }
 

@@ -14,6 +14,7 @@
 //! the caller matches `identity` of the config.
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -643,6 +644,15 @@ impl Source for Repository {
             self.inner.read_blob(blob, offset).await,
         )
         .await
+    }
+
+    async fn read_part(
+        &self,
+        blob: &Descriptor,
+        part: Range<u64>,
+    ) -> Result<Option<BlobBody>, Fault> {
+        let read = self.inner.read_part(blob, part).await;
+        self.with_principal("GetDownloadUrlForLayer", read).await
     }
 }
 

@@ -14,6 +14,7 @@ mod route_source;
 
 use std::fmt;
 use std::future::Future;
+use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -443,6 +444,16 @@ pub trait Source: Clone + Send + Sync + 'static {
         blob: &Descriptor,
         offset: u64,
     ) -> impl Future<Output = Result<Option<BlobBody>, Fault>> + Send;
+
+    /// The bytes of one part of a blob, unverified, with an exact size hint. `None`: it cannot be
+    /// read in parts, or there is no such blob.
+    fn read_part(
+        &self,
+        _blob: &Descriptor,
+        _part: Range<u64>,
+    ) -> impl Future<Output = Result<Option<BlobBody>, Fault>> + Send {
+        std::future::ready(Ok(None))
+    }
 }
 
 /// One repository that can be written.

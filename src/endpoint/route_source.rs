@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{
@@ -384,6 +385,14 @@ impl<R: Source> Source for RouteSource<R> {
 
     async fn read_blob(&self, blob: &Descriptor, offset: u64) -> Result<Option<BlobBody>, Fault> {
         self.whole.read_blob(blob, offset).await
+    }
+
+    async fn read_part(
+        &self,
+        blob: &Descriptor,
+        part: Range<u64>,
+    ) -> Result<Option<BlobBody>, Fault> {
+        self.whole.read_part(blob, part).await
     }
 
     async fn promoted_of(&self, digest: &Digest) -> Result<Option<Digest>, Fault> {

@@ -1,5 +1,6 @@
 //! Blobs: whether there is one, and its bytes (end-2).
 
+use std::ops::Range;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -83,16 +84,11 @@ impl Repository {
             return Ok(Some(BlobBody::full(Bytes::new())));
         }
         let about = self.about("read the blob", &format!("@{}", blob.digest));
-        let mut call = self
-            .blob_call(Method::GET, &blob.digest, &about)
-            .on(ClientKind::Blob);
-        if offset > 0 {
-            call = call.text(header::RANGE, &format!("bytes={offset}-{}", blob.size - 1));
-        }
-        let answer = self.transport().call(&call).await?;
-        let skip = match answer.status.as_u16() {
-            200 => offset,
-            206 => 0,
+        let wanted = offset..blob.size;
+        let answer = self.blob_answer(blob, &wanted, &about).await?;
+        let sent = match answer.status.as_u16() {
+            200 => 0..blob.size,
+            206 => wanted,
             404 => return Ok(None),
             416 => {
                 return Err(about.corrupt(format!(
@@ -102,8 +98,45 @@ impl Repository {
             }
             _ => return Err(self.read_refused(answer, &about).await),
         };
-        whole_and_plain(&answer, offset - skip, blob.size, &about)?;
+        sends_plain(&answer, &sent, blob.size, &about)?;
+        let skip = offset - sent.start;
         Ok(Some(self.reading(answer, skip, blob.size - offset, about)))
+    }
+
+    /// The bytes of `part`. `None`: there is no such blob, or the registry ignores the range.
+    pub(super) async fn blob_part(
+        &self,
+        blob: &Descriptor,
+        part: Range<u64>,
+    ) -> Result<Option<BlobBody>, Fault> {
+        let about = self.about("read a part of the blob", &format!("@{}", blob.digest));
+        let answer = self.blob_answer(blob, &part, &about).await?;
+        match answer.status.as_u16() {
+            206 => {
+                sends_plain(&answer, &part, blob.size, &about)?;
+                let length = part.end - part.start;
+                Ok(Some(self.reading(answer, 0, length, about)))
+            }
+            200 | 404 => Ok(None),
+            _ => Err(self.read_refused(answer, &about).await),
+        }
+    }
+
+    async fn blob_answer(
+        &self,
+        blob: &Descriptor,
+        part: &Range<u64>,
+        about: &ErrorContext,
+    ) -> Result<Answer, Fault> {
+        let call = self
+            .blob_call(Method::GET, &blob.digest, about)
+            .on(ClientKind::Blob);
+        let last = part.end - 1;
+        let call = match *part == (0..blob.size) {
+            true => call,
+            false => call.text(header::RANGE, &format!("bytes={}-{last}", part.start)),
+        };
+        self.transport().call(&call).await
     }
 
     fn reading(&self, answer: Answer, skip: u64, left: u64, about: ErrorContext) -> BlobBody {
@@ -161,11 +194,11 @@ impl Repository {
     }
 }
 
-/// Checks that an answer is about to send the bytes from `start` to the end of a blob of `size`
-/// bytes, as they are.
-fn whole_and_plain(
+/// Checks that an answer is about to send the bytes of `part` of a blob of `size` bytes, as they
+/// are.
+fn sends_plain(
     answer: &Answer,
-    start: u64,
+    part: &Range<u64>,
     size: u64,
     about: &ErrorContext,
 ) -> Result<(), Fault> {
@@ -178,9 +211,10 @@ fn whole_and_plain(
             "it comes as Content-Encoding {coding}; turn that off in the proxy that does it"
         )));
     }
+    let last = part.end - 1;
     if answer.status.as_u16() == 206 {
         let expected = ContentRange {
-            part: Some((start, size - 1)),
+            part: Some((part.start, last)),
             total: Some(size),
         };
         let range = answer
@@ -191,15 +225,15 @@ fn whole_and_plain(
                 .header(header::CONTENT_RANGE)
                 .map_or("none".to_string(), |text| clip(text, 80));
             return Err(about.corrupt(format!(
-                "asked for the bytes {start}-{} of {size}, got Content-Range {found}",
-                size - 1
+                "asked for the bytes {}-{last} of {size}, got Content-Range {found}",
+                part.start
             )));
         }
     }
+    let expected = part.end - part.start;
     match answer.length() {
-        Some(length) if length != size - start => Err(about.corrupt(format!(
-            "{length} bytes are offered where {} are expected",
-            size - start
+        Some(length) if length != expected => Err(about.corrupt(format!(
+            "{length} bytes are offered where {expected} are expected"
         ))),
         _ => Ok(()),
     }

@@ -34,6 +34,7 @@ mod upload;
 mod tests;
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -407,6 +408,14 @@ impl Source for Repository {
 
     async fn read_blob(&self, blob: &Descriptor, offset: u64) -> Result<Option<BlobBody>, Fault> {
         self.scrubbed(self.blob_bytes(blob, offset).await)
+    }
+
+    async fn read_part(
+        &self,
+        blob: &Descriptor,
+        part: Range<u64>,
+    ) -> Result<Option<BlobBody>, Fault> {
+        self.scrubbed(self.blob_part(blob, part).await)
     }
 }
 

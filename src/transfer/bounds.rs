@@ -24,6 +24,23 @@ pub struct Bounds {
     pub worth_waiting: u64,
     /// Reads that several destinations share.
     pub shared_reads: SharedReads,
+    /// Large blobs that are read over several connections.
+    pub read_ahead: ReadAhead,
+}
+
+/// Bounds of large blobs that are read over several connections.
+#[derive(Clone, Copy, Debug)]
+pub struct ReadAhead {
+    /// Connections of one blob. 1: nothing is read ahead.
+    pub connections: usize,
+    /// Bytes of one part.
+    pub part: u64,
+    /// Bytes that all blobs together may have read ahead.
+    pub all: usize,
+    /// A connection that brings more bytes a second is not helped by others.
+    pub slow: u64,
+    /// How long a number of connections is measured.
+    pub measured: Duration,
 }
 
 /// Bounds of the reads that several destinations share.
@@ -54,6 +71,7 @@ impl Default for Bounds {
             checkpoint: 8 * MIB as u64,
             worth_waiting: MIB as u64,
             shared_reads: SharedReads::default(),
+            read_ahead: ReadAhead::default(),
         }
     }
 }
@@ -65,6 +83,18 @@ impl Default for SharedReads {
             all_windows: 32 * MIB,
             linger: 4 * MIB,
             grace: Duration::from_secs(1),
+        }
+    }
+}
+
+impl Default for ReadAhead {
+    fn default() -> ReadAhead {
+        ReadAhead {
+            connections: 6,
+            part: 4 * MIB as u64,
+            all: 32 * MIB,
+            slow: 64 * MIB as u64,
+            measured: Duration::from_millis(300),
         }
     }
 }

@@ -35,6 +35,7 @@ pub mod plan;
 mod promotion;
 mod pushers;
 mod questions;
+mod read_ahead;
 mod referrers;
 mod refusals;
 pub mod resolve;
@@ -68,7 +69,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use self::absent::Absent;
-pub use self::bounds::{Bounds, SharedReads};
+pub use self::bounds::{Bounds, ReadAhead, SharedReads};
 use self::claims::Claims;
 use self::companions::KeptCompanions;
 pub use self::completion::{Completion, Cost, Found};
@@ -82,6 +83,7 @@ use self::newest::NewestAnswers;
 use self::promotion::{Counts, Promotion};
 use self::pushers::ToldPushers;
 use self::questions::Questions;
+use self::read_ahead::AheadBudget;
 use self::refusals::Refusals;
 pub use self::retry::Stop;
 use self::retry::{retry, stoppable};
@@ -154,6 +156,7 @@ pub struct Engine {
     claims: Claims,
     absent: Absent,
     newest: NewestAnswers,
+    ahead: AheadBudget,
     moves: Moves,
     pushers: ToldPushers,
     fan_out: FanOut,
@@ -200,6 +203,7 @@ impl Engine {
             claims: Claims::default(),
             absent: Absent::default(),
             newest: NewestAnswers::default(),
+            ahead: AheadBudget::default(),
             moves: Moves::default(),
             pushers: ToldPushers::default(),
             fan_out,

@@ -5,8 +5,8 @@
 //! between attempts hold none. An upload that fails is left behind only where it can be gone on
 //! with: what is small, empty, corrupt or kept nowhere is cancelled.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -15,7 +15,6 @@ use super::Promotion;
 use super::admission::BodyPermit;
 use super::fan_out::Reader;
 use super::limits::{self, RegistryLimiter, RequestClass, RequestPriority};
-use super::opening::{Open, Opening};
 use super::resume::{Cut, UploadState};
 use super::retry::{Retry, RetryState, stoppable};
 use super::send::Attempt;
@@ -363,59 +362,4 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             ),
         }
     }
-
-    /// Opens the source at an offset. It is opened again whenever it breaks off; bytes that have
-    /// come in between are progress. `last`: where it was opened before.
-    fn opener(&self, blob: Descriptor, mut last: Option<u64>) -> Open {
-        // What waits here holds the permit of a body.
-        let state = RetryState::new(self.engine.settings.retry.holding());
-        let state = Arc::new(Mutex::new(state));
-        let source = self.source.clone();
-        let metrics = self.engine.metrics.clone();
-        let stop = self.stop.clone();
-        let limiter = self.engine.limits.of(source.origin());
-        let priority = RequestPriority::from(RequestClass::Blobs).of_job(&self.ticket);
-        Box::new(move |offset| {
-            let before = last.replace(offset);
-            let (source, blob, metrics) = (source.clone(), blob.clone(), metrics.clone());
-            let (stop, limiter, state) = (stop.clone(), limiter.clone(), state.clone());
-            let opening: Opening = Box::pin(async move {
-                let reads = Retry {
-                    metrics: &metrics,
-                    limiter: &limiter,
-                    registry: source.registry(),
-                    priority,
-                    stop: &stop,
-                };
-                let mut tried = lock(&state).clone();
-                if let Some(before) = before {
-                    let fault = Fault::retryable(format!(
-                        "{} breaks off again and again at byte {offset}",
-                        source.address()
-                    ));
-                    if before < offset {
-                        tried.progress();
-                    }
-                    if !reads.wait_after(&mut tried, &fault).await? {
-                        return Err(fault);
-                    }
-                }
-                let read = reads
-                    .send(&mut tried, || source.read_blob(&blob, offset))
-                    .await;
-                *lock(&state) = tried;
-                read?.ok_or_else(|| {
-                    Fault::not_found(format!(
-                        "{} lists it but does not have it; push the image again",
-                        source.address()
-                    ))
-                })
-            });
-            opening
-        })
-    }
-}
-
-fn lock(state: &Mutex<RetryState>) -> MutexGuard<'_, RetryState> {
-    state.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -144,6 +144,14 @@ impl Admission {
         }
     }
 
+    /// The right to read a body over one more connection, if no body waits for it.
+    pub(super) fn read_ahead(&self, source: &Origin) -> Option<ReadingPermit> {
+        let held = self.lock().pools.read_ahead(source)?;
+        Some(ReadingPermit {
+            _permit: Permit::new(self, held),
+        })
+    }
+
     fn release(&self, held: Held) {
         let mut state = self.lock();
         state.pools.release(held, Instant::now());

@@ -411,6 +411,26 @@ impl Pools {
         self.kept.take_if(|kept| kept.id == id);
     }
 
+    /// The right to read a body over one more connection, with a slot, if nothing waits that could
+    /// use either.
+    pub(super) fn read_ahead(&mut self, source: &Origin) -> Option<Held> {
+        let side = (source.clone(), Side::Source);
+        let moving = self.moving.get(&side).copied().unwrap_or(0);
+        let room = self.rooms.get(&side);
+        let has_room = room.is_none_or(|room| moving < room.limit);
+        let waits = self.bodies.lines.values().any(|line| !line.asks.is_empty());
+        if waits || !has_room || self.bodies.out >= self.settings.bodies {
+            return None;
+        }
+        *self.moving.entry(side).or_default() += 1;
+        self.bodies.out += 1;
+        Some(Held::Reading {
+            source: source.clone(),
+            slot: true,
+            share: None,
+        })
+    }
+
     /// A permit is given back.
     pub(super) fn release(&mut self, held: Held, now: Instant) {
         match held {

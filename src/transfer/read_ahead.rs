@@ -1,0 +1,499 @@
+//! One large blob over several connections: a source whose connections are slow each, and fast
+//! together, is read in parts ahead of the one that is passed on.
+//!
+//! - A body begins as one connection. Where what takes the bytes waits for the source most of the
+//!   time, and the connection is slow, further parts are opened beside it, and more of them as long
+//!   as each step makes it faster. Where the destination is the bound, nothing is read ahead.
+//! - A part is opened only with a free permit to read, and its bytes fit into a bound that all bodies
+//!   share. The parts are passed on, and hashed, in order.
+//! - A part that fails ends the body with a fault that lets it be opened again where it stands, and
+//!   then it is one connection to the end.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use tokio::time::Instant;
+
+use super::admission::ReadingPermit;
+use super::bounds;
+use super::opening::Opening;
+use crate::endpoint::BlobBody;
+use crate::fault::Fault;
+
+/// The source is the bound where it is waited for at least this part of the time.
+const SOURCE_BOUND: f64 = 0.75;
+/// The destination is the bound where the source is waited for less than this part of the time.
+const DESTINATION_BOUND: f64 = 0.25;
+/// A connection is in vain where the source is waited for less than this part of the time.
+const IDLE: f64 = 0.02;
+/// A step that makes it faster by less is undone.
+const FASTER: f64 = 1.1;
+/// Reading ahead is not begun for fewer parts.
+pub(super) const LEAST_PARTS: u64 = 8;
+
+/// Opens the bytes of a part.
+pub(super) type OpenPart = Box<dyn FnMut(Range<u64>, Connection) -> Option<PartOpening> + Send>;
+
+/// What a part is read over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Connection {
+    /// The body's own, to the end of the blob.
+    Own,
+    /// Another one, if it may be opened now.
+    Extra,
+}
+
+/// A part that is being opened.
+pub(super) struct PartOpening {
+    pub(super) opening: Opening,
+    /// The permit to read over another connection.
+    pub(super) permit: Option<ReadingPermit>,
+}
+
+/// The bytes that all bodies together may have read ahead. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub(super) struct AheadBudget(Arc<AtomicUsize>);
+
+/// The share of one part in the budget, until dropped.
+#[derive(Debug)]
+struct BudgetShare {
+    budget: AheadBudget,
+    bytes: usize,
+}
+
+impl AheadBudget {
+    fn take(&self, bytes: usize, most: usize) -> Option<BudgetShare> {
+        let more = |used: usize| (used + bytes <= most).then_some(used + bytes);
+        let taken = self
+            .0
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+        taken.is_ok().then(|| BudgetShare {
+            budget: self.clone(),
+            bytes,
+        })
+    }
+}
+
+impl Drop for BudgetShare {
+    fn drop(&mut self) {
+        self.budget.0.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// A part of the blob: what has come of it, and where the rest comes from.
+struct Part {
+    /// What is still to be passed on.
+    range: Range<u64>,
+    /// Bytes that came and were not passed on.
+    frames: VecDeque<Bytes>,
+    buffered: u64,
+    from: PartSource,
+    /// Whether the connection goes on behind the end of the range.
+    is_cut: bool,
+    _permit: Option<ReadingPermit>,
+    _share: Option<BudgetShare>,
+}
+
+enum PartSource {
+    Opening(Opening),
+    Open(BlobBody),
+    Failed(Fault),
+    Ended,
+}
+
+impl Part {
+    fn new(range: Range<u64>, from: PartSource) -> Part {
+        Part {
+            range,
+            frames: VecDeque::new(),
+            buffered: 0,
+            from,
+            is_cut: false,
+            _permit: None,
+            _share: None,
+        }
+    }
+
+    fn opened(range: Range<u64>, part: PartOpening, share: Option<BudgetShare>) -> Part {
+        Part {
+            _permit: part.permit,
+            _share: share,
+            ..Part::new(range, PartSource::Opening(part.opening))
+        }
+    }
+
+    /// Bytes that have not come yet.
+    fn missing(&self) -> u64 {
+        self.range
+            .end
+            .saturating_sub(self.range.start + self.buffered)
+    }
+
+    /// Ends the part at `end`, though its connection goes on.
+    fn cut(&mut self, end: u64) {
+        self.is_cut = end < self.range.end;
+        self.range.end = end;
+    }
+
+    /// Takes a step towards the next frame. `Ready(false)`: nothing more comes.
+    fn poll_step(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        match &mut self.from {
+            PartSource::Opening(opening) => {
+                self.from = match ready!(opening.as_mut().poll(cx)) {
+                    Ok(body) => PartSource::Open(body),
+                    Err(fault) => PartSource::Failed(fault),
+                };
+            }
+            PartSource::Open(body) => match ready!(Pin::new(body).poll_frame(cx)) {
+                Some(Ok(frame)) => self.keep(frame.into_data().unwrap_or_default()),
+                Some(Err(fault)) => self.from = PartSource::Failed(fault),
+                None => self.from = PartSource::Ended,
+            },
+            PartSource::Failed(_) | PartSource::Ended => return Poll::Ready(false),
+        }
+        Poll::Ready(true)
+    }
+
+    fn keep(&mut self, mut bytes: Bytes) {
+        if self.is_cut {
+            bytes.truncate(usize::try_from(self.missing()).unwrap_or(usize::MAX));
+        }
+        if !bytes.is_empty() {
+            self.buffered += bytes.len() as u64;
+            self.frames.push_back(bytes);
+        }
+        if self.is_cut && self.missing() == 0 {
+            self.from = PartSource::Ended;
+        }
+    }
+
+    /// Reads what has come.
+    fn fill(&mut self, cx: &mut Context<'_>) {
+        while self.poll_step(cx) == Poll::Ready(true) {}
+    }
+
+    /// The next bytes in order. `None`: the part is over.
+    fn poll_bytes(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Fault>>> {
+        loop {
+            if let Some(bytes) = self.frames.pop_front() {
+                self.buffered -= bytes.len() as u64;
+                self.range.start += bytes.len() as u64;
+                return Poll::Ready(Some(Ok(bytes)));
+            }
+            if ready!(self.poll_step(cx)) {
+                continue;
+            }
+            let ended = std::mem::replace(&mut self.from, PartSource::Ended);
+            return Poll::Ready(match ended {
+                PartSource::Failed(fault) => Some(Err(fault)),
+                _ if self.range.is_empty() => None,
+                _ => Some(Err(Fault::retryable(
+                    "the source ends before the blob does",
+                ))),
+            });
+        }
+    }
+}
+
+/// How fast the body moves, and for what part of the time it waits for the source.
+struct Pace {
+    since: Instant,
+    bytes: u64,
+    waited: Duration,
+    waiting_since: Option<Instant>,
+}
+
+impl Pace {
+    fn start() -> Pace {
+        Pace {
+            since: Instant::now(),
+            bytes: 0,
+            waited: Duration::ZERO,
+            waiting_since: None,
+        }
+    }
+
+    fn waits(&mut self) {
+        self.waiting_since.get_or_insert_with(Instant::now);
+    }
+
+    fn passed(&mut self, bytes: usize) {
+        self.bytes += bytes as u64;
+        if let Some(since) = self.waiting_since.take() {
+            self.waited += since.elapsed();
+        }
+    }
+
+    /// Bytes a second.
+    fn rate(&self) -> f64 {
+        self.bytes as f64 / self.since.elapsed().as_secs_f64().max(1e-3)
+    }
+
+    /// The part of the time in which the source was waited for.
+    fn share_waited(&self) -> f64 {
+        self.waited.as_secs_f64() / self.since.elapsed().as_secs_f64().max(1e-3)
+    }
+}
+
+/// How many connections a body reads from.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Mode {
+    /// One, to the end of the blob. `may_try`: more have not been tried yet.
+    One { may_try: bool },
+    /// Several; with fewer it moved `before` bytes a second. `is_settled`: more do not help.
+    Several {
+        connections: usize,
+        before: f64,
+        is_settled: bool,
+    },
+}
+
+/// As many connections as there are.
+fn settled(connections: usize, before: f64) -> Mode {
+    Mode::Several {
+        connections,
+        before,
+        is_settled: true,
+    }
+}
+
+fn fewer(connections: usize, before: f64) -> Mode {
+    match connections {
+        ..=2 => Mode::One { may_try: false },
+        _ => settled(connections - 1, before),
+    }
+}
+
+/// A blob's bytes from an offset to its end.
+pub(super) struct ReadAhead {
+    current: Part,
+    parts: VecDeque<Part>,
+    size: u64,
+    mode: Mode,
+    /// Whether a part has been opened.
+    has_parts: bool,
+    pace: Pace,
+    open: OpenPart,
+    budget: AheadBudget,
+    bounds: bounds::ReadAhead,
+    /// Whether the blob may be read in parts: a part that failed ends that.
+    may_be_parted: Arc<AtomicBool>,
+}
+
+impl ReadAhead {
+    /// `body`: the bytes from `offset` on, over one connection.
+    pub(super) fn new(
+        body: BlobBody,
+        offset: u64,
+        size: u64,
+        open: OpenPart,
+        budget: AheadBudget,
+        bounds: bounds::ReadAhead,
+        may_be_parted: Arc<AtomicBool>,
+    ) -> ReadAhead {
+        ReadAhead {
+            current: Part::new(offset..size, PartSource::Open(body)),
+            parts: VecDeque::new(),
+            size,
+            mode: Mode::One { may_try: true },
+            has_parts: false,
+            pace: Pace::start(),
+            open,
+            budget,
+            bounds,
+            may_be_parted,
+        }
+    }
+
+    /// The first byte that no part covers.
+    fn end(&self) -> u64 {
+        self.parts
+            .back()
+            .map_or(self.current.range.end, |part| part.range.end)
+    }
+
+    /// Chooses the number of connections, once enough has passed to tell.
+    fn choose_mode(&mut self) {
+        let ahead = self.parts.len() as u64 + 1;
+        let is_long = self.pace.since.elapsed() >= self.bounds.measured;
+        if !is_long || self.pace.bytes < 2 * ahead * self.bounds.part {
+            return;
+        }
+        let (rate, waited) = (self.pace.rate(), self.pace.share_waited());
+        self.mode = match self.mode {
+            Mode::One { may_try: true } if self.is_worth_a_try(rate, waited) => self.begin(rate),
+            Mode::One { may_try } => Mode::One { may_try },
+            Mode::Several {
+                connections,
+                before,
+                is_settled,
+            } => {
+                let mode = self.after_step(connections, before, rate);
+                match waited {
+                    ..IDLE => fewer(connections, before),
+                    _ if is_settled => self.mode,
+                    ..DESTINATION_BOUND => settled(connections, before),
+                    _ => mode,
+                }
+            }
+        };
+        self.pace = Pace::start();
+    }
+
+    fn is_worth_a_try(&self, rate: f64, waited: f64) -> bool {
+        let left = self.current.range.end - self.current.range.start;
+        waited >= SOURCE_BOUND
+            && rate <= self.bounds.slow as f64
+            && left >= LEAST_PARTS * self.bounds.part
+    }
+
+    /// The connection reads one more part, the next ones begin behind it.
+    fn begin(&mut self, rate: f64) -> Mode {
+        let end = self.current.range.start + self.current.buffered + self.bounds.part;
+        if !self.open_part(end) {
+            return Mode::One { may_try: true };
+        }
+        self.current.cut(end);
+        Mode::Several {
+            connections: 2,
+            before: rate,
+            is_settled: false,
+        }
+    }
+
+    /// More connections if the last ones made it faster, else as many as before them.
+    fn after_step(&self, connections: usize, before: f64, rate: f64) -> Mode {
+        let helped = rate >= before * FASTER;
+        let most = self.bounds.connections;
+        match (helped, connections) {
+            (true, _) => Mode::Several {
+                connections: (connections + 2).min(most),
+                before: rate,
+                is_settled: connections >= most,
+            },
+            (false, ..=2) => Mode::One { may_try: false },
+            (false, _) => settled(connections - 2, before),
+        }
+    }
+
+    /// Opens further parts, as many as the mode, the permits and the memory allow.
+    fn open_parts(&mut self) {
+        let Mode::Several { connections, .. } = self.mode else {
+            return;
+        };
+        while self.parts.len() + 1 < connections && self.open_part(self.end()) {}
+    }
+
+    /// Opens one more part over a further connection. Returns whether it may be opened.
+    fn open_part(&mut self, start: u64) -> bool {
+        let range = start..(start + self.bounds.part).min(self.size);
+        let length = usize::try_from(self.bounds.part).unwrap_or(usize::MAX);
+        if range.is_empty() {
+            return false;
+        }
+        let Some(share) = self.budget.take(length, self.bounds.all) else {
+            return false;
+        };
+        let Some(opening) = (self.open)(range.clone(), Connection::Extra) else {
+            return false;
+        };
+        let part = Part::opened(range, opening, Some(share));
+        self.parts.push_back(part);
+        self.has_parts = true;
+        true
+    }
+
+    /// The fault that ends the body. Of a part it proves nothing: the blob is opened again, and read
+    /// over one connection.
+    fn ends_with(&self, fault: Fault) -> Fault {
+        if !self.has_parts {
+            return fault;
+        }
+        self.may_be_parted.store(false, Ordering::Relaxed);
+        Fault::retryable(fault.chain())
+    }
+
+    /// Goes over to the next part. Where none could be opened beside the last one, one connection
+    /// reads the rest. `false`: the blob is over.
+    fn next_part(&mut self) -> bool {
+        if let Some(part) = self.parts.pop_front() {
+            self.current = part;
+            return true;
+        }
+        let rest = self.current.range.end..self.size;
+        if rest.is_empty() {
+            return false;
+        }
+        let Some(opening) = (self.open)(rest.clone(), Connection::Own) else {
+            return false;
+        };
+        if let Mode::Several { is_settled, .. } = self.mode {
+            let may_try = !is_settled;
+            self.mode = Mode::One { may_try };
+        }
+        self.current = Part::opened(rest, opening, None);
+        true
+    }
+
+    fn poll_bytes(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Fault>>> {
+        loop {
+            self.open_parts();
+            let polled = self.current.poll_bytes(cx);
+            for part in &mut self.parts {
+                part.fill(cx);
+            }
+            match polled {
+                Poll::Ready(Some(Ok(bytes))) => {
+                    self.pace.passed(bytes.len());
+                    self.choose_mode();
+                    return Poll::Ready(Some(Ok(bytes)));
+                }
+                Poll::Ready(Some(Err(fault))) => {
+                    return Poll::Ready(Some(Err(self.ends_with(fault))));
+                }
+                Poll::Ready(None) if self.next_part() => {}
+                Poll::Ready(None) => return Poll::Ready(None),
+                Poll::Pending => {
+                    self.pace.waits();
+                    return Poll::Pending;
+                }
+            }
+        }
+    }
+
+    /// The same as a body.
+    pub(super) fn body(self) -> BlobBody {
+        BlobBody::new(ReadAheadBody(Mutex::new(self)))
+    }
+}
+
+/// One owner polls it: the lock only makes it `Sync`, as bodies are.
+struct ReadAheadBody(Mutex<ReadAhead>);
+
+impl Body for ReadAheadBody {
+    type Data = Bytes;
+    type Error = Fault;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
+        let inner = self.0.get_mut().unwrap_or_else(PoisonError::into_inner);
+        inner.poll_bytes(cx).map_ok(Frame::data)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        SizeHint::with_exact(inner.size.saturating_sub(inner.current.range.start))
+    }
+}
+
+#[cfg(test)]
+mod tests;

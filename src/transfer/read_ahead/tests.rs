@@ -1,0 +1,247 @@
+//! Reading ahead, from a source of which each connection is slow.
+
+use std::sync::atomic::AtomicU64;
+
+use futures::FutureExt as _;
+use tokio::time::Sleep;
+
+use super::*;
+use crate::fault::Class;
+
+const FRAME: u64 = 64 * 1024;
+const MIB: u64 = 1024 * 1024;
+const SIZE: u64 = 256 * MIB;
+
+/// A source that is far away: what its connections bring, and how many there were.
+#[derive(Clone)]
+struct Far {
+    round_trip: Duration,
+    /// Time that one frame takes on a connection.
+    frame: Duration,
+    /// Extra connections that may be open at once.
+    room: usize,
+    /// The first part from this offset on fails.
+    fails_from: u64,
+    open: Arc<AtomicUsize>,
+    most: Arc<AtomicUsize>,
+    opened: Arc<AtomicUsize>,
+    read: Arc<AtomicU64>,
+}
+
+/// One connection, until dropped.
+struct Counted(Arc<AtomicUsize>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+struct FarBody {
+    far: Far,
+    left: Range<u64>,
+    frame: Pin<Box<Sleep>>,
+    _counted: Counted,
+}
+
+impl Body for FarBody {
+    type Data = Bytes;
+    type Error = Fault;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
+        if self.left.is_empty() {
+            return Poll::Ready(None);
+        }
+        ready!(self.frame.as_mut().poll(cx));
+        let due = Instant::now() + self.far.frame;
+        self.frame.as_mut().reset(due);
+        let at = self.left.start;
+        let length = FRAME.min(self.left.end - at);
+        self.left.start += length;
+        self.far.read.fetch_add(length, Ordering::Relaxed);
+        let bytes = Bytes::from(vec![byte(at); length as usize]);
+        Poll::Ready(Some(Ok(Frame::data(bytes))))
+    }
+}
+
+fn byte(offset: u64) -> u8 {
+    (offset / FRAME % 251) as u8
+}
+
+impl Far {
+    fn new() -> Far {
+        Far {
+            round_trip: Duration::from_millis(80),
+            frame: Duration::from_millis(3),
+            room: 16,
+            fails_from: u64::MAX,
+            open: Arc::default(),
+            most: Arc::default(),
+            opened: Arc::default(),
+            read: Arc::default(),
+        }
+    }
+
+    fn connection(&self, range: Range<u64>) -> BlobBody {
+        let open = self.open.fetch_add(1, Ordering::Relaxed) + 1;
+        self.most.fetch_max(open, Ordering::Relaxed);
+        self.opened.fetch_add(1, Ordering::Relaxed);
+        let counted = Counted(self.open.clone());
+        BlobBody::new(FarBody {
+            far: self.clone(),
+            left: range,
+            frame: Box::pin(tokio::time::sleep(self.frame)),
+            _counted: counted,
+        })
+    }
+
+    fn open(&self) -> OpenPart {
+        let far = self.clone();
+        Box::new(move |range, connection| {
+            if connection == Connection::Extra && far.open.load(Ordering::Relaxed) > far.room {
+                return None;
+            }
+            let far = far.clone();
+            let opening = async move {
+                tokio::time::sleep(far.round_trip).await;
+                if range.start >= far.fails_from && connection == Connection::Extra {
+                    return Err(Fault::corrupt("another range came"));
+                }
+                Ok(far.connection(range))
+            };
+            let opening: Opening = opening.boxed();
+            Some(PartOpening {
+                opening,
+                permit: None,
+            })
+        })
+    }
+}
+
+/// A body over `far`, and what all bodies may read ahead.
+fn body(far: &Far) -> (BlobBody, AheadBudget, Arc<AtomicBool>) {
+    let budget = AheadBudget::default();
+    let may_be_parted = Arc::new(AtomicBool::new(true));
+    let body = ReadAhead::new(
+        far.connection(0..SIZE),
+        0,
+        SIZE,
+        far.open(),
+        budget.clone(),
+        bounds::ReadAhead::default(),
+        may_be_parted.clone(),
+    );
+    (body.body(), budget, may_be_parted)
+}
+
+/// Reads all of it, `pause` after each frame. Returns how much came in order.
+async fn read(body: &mut BlobBody, pause: Duration) -> (u64, Option<Fault>) {
+    let mut at = 0;
+    while let Some(frame) = body.frame().await {
+        let bytes = match frame {
+            Ok(bytes) => bytes,
+            Err(fault) => return (at, Some(fault)),
+        };
+        assert_eq!(bytes.first(), Some(&byte(at)), "at {at}");
+        at += bytes.len() as u64;
+        if !pause.is_zero() {
+            tokio::time::sleep(pause).await;
+        }
+    }
+    (at, None)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_source_is_read_over_several_connections() {
+    let far = Far::new();
+    let (mut body, budget, _) = body(&far);
+    let began = Instant::now();
+    let (at, fault) = read(&mut body, Duration::ZERO).await;
+    assert_eq!((at, fault.is_none()), (SIZE, true));
+    let alone = far.frame * u32::try_from(SIZE / FRAME).unwrap();
+    assert!(began.elapsed() < alone * 2 / 5, "{:?}", began.elapsed());
+    let most = far.most.load(Ordering::Relaxed);
+    assert_eq!(most, bounds::ReadAhead::default().connections);
+    let twice = far.read.load(Ordering::Relaxed) - SIZE;
+    assert!(twice < 2 * FRAME, "{twice} bytes came in vain");
+    drop(body);
+    assert_eq!(far.open.load(Ordering::Relaxed), 0);
+    assert_eq!(budget.0.load(Ordering::Relaxed), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_the_destination_is_the_bound_nothing_is_read_ahead() {
+    let far = Far::new();
+    let (mut body, ..) = body(&far);
+    let (at, _) = read(&mut body, far.frame * 2).await;
+    assert_eq!(at, SIZE);
+    assert_eq!(far.opened.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_that_is_no_faster_with_more_connections_gets_one() {
+    let far = Far {
+        round_trip: Duration::from_secs(3),
+        ..Far::new()
+    };
+    let (mut body, ..) = body(&far);
+    let (at, _) = read(&mut body, Duration::ZERO).await;
+    assert_eq!(at, SIZE);
+    assert!(far.most.load(Ordering::Relaxed) <= 2);
+    let opened = far.opened.load(Ordering::Relaxed);
+    assert!(opened <= 7, "{opened} connections");
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_free_permit_nothing_is_read_ahead() {
+    let far = Far {
+        room: 0,
+        ..Far::new()
+    };
+    let (mut body, budget, _) = body(&far);
+    let (at, _) = read(&mut body, Duration::ZERO).await;
+    assert_eq!(at, SIZE);
+    assert_eq!(far.opened.load(Ordering::Relaxed), 1);
+    assert_eq!(budget.0.load(Ordering::Relaxed), 0);
+}
+
+/// What a part answers proves nothing of the blob: it is opened again, over one connection.
+#[tokio::test(start_paused = true)]
+async fn a_part_that_fails_ends_the_body_where_it_stands() {
+    let far = Far {
+        fails_from: SIZE / 2,
+        ..Far::new()
+    };
+    let (mut body, _, may_be_parted) = body(&far);
+    let (at, fault) = read(&mut body, Duration::ZERO).await;
+    assert!((SIZE / 2..SIZE).contains(&at), "{at}");
+    assert_eq!(fault.map(|fault| fault.class()), Some(Class::RETRYABLE));
+    assert!(!may_be_parted.load(Ordering::Relaxed));
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_bodies_together_read_no_more_ahead_than_the_bound() {
+    let far = Far::new();
+    let budget = AheadBudget::default();
+    let bounds = bounds::ReadAhead {
+        all: 8 * MIB as usize,
+        ..bounds::ReadAhead::default()
+    };
+    let reads = (0..4).map(|_| {
+        let (first, open) = (far.connection(0..SIZE), far.open());
+        let parted = Arc::new(AtomicBool::new(true));
+        let budget = budget.clone();
+        async move {
+            let body = ReadAhead::new(first, 0, SIZE, open, budget, bounds, parted);
+            read(&mut body.body(), Duration::ZERO).await
+        }
+    });
+    let read = futures::future::join_all(reads).await;
+    assert!(read.iter().all(|(at, _)| *at == SIZE));
+    // One connection each, and as many parts as fit.
+    assert_eq!(far.most.load(Ordering::Relaxed), 4 + 2);
+    assert_eq!(budget.0.load(Ordering::Relaxed), 0);
+}
