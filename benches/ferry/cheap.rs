@@ -72,10 +72,23 @@ impl Content {
         }
     }
 
-    /// Writes the layer, a MiB at a time.
-    fn send_layer(&self, number: u64, mut to: impl std::io::Write) -> std::io::Result<()> {
+    /// Writes the bytes of a layer from `start` to before `end`, at most a MiB at a time.
+    fn send_layer(
+        &self,
+        number: u64,
+        start: usize,
+        end: usize,
+        mut to: impl std::io::Write,
+    ) -> std::io::Result<()> {
         let mebibyte = mebibyte_of(&self.noise, number);
-        (0..self.mebibytes).try_for_each(|_| to.write_all(&mebibyte))
+        let mut at = start;
+        while at < end {
+            let from = at % MIB;
+            let length = (MIB - from).min(end - at);
+            to.write_all(&mebibyte[from..from + length])?;
+            at += length;
+        }
+        Ok(())
     }
 }
 
@@ -148,6 +161,11 @@ impl Cheap {
         format!("http://{}", self.address)
     }
 
+    /// `host:port`.
+    pub fn address(&self) -> String {
+        self.address.to_string()
+    }
+
     /// The image as `host:port/app:v1`.
     pub fn image(&self) -> String {
         format!("{}/app:v1", self.address)
@@ -164,6 +182,8 @@ struct Head {
     method: String,
     path: String,
     length: usize,
+    /// The first and the last byte that are asked for.
+    range: Option<(usize, usize)>,
     /// What came of the body with it.
     rest: Vec<u8>,
 }
@@ -186,15 +206,21 @@ impl Head {
         let mut words = text.split(' ');
         let method = words.next().unwrap_or_default().to_owned();
         let path = words.next().unwrap_or_default().to_owned();
-        let length = text
-            .lines()
-            .filter_map(|line| line.split_once(':'))
-            .find(|(name, _)| name.eq_ignore_ascii_case("content-length"))
-            .and_then(|(_, value)| value.trim().parse().ok());
+        let header = |wanted: &str| {
+            let mut headers = text.lines().filter_map(|line| line.split_once(':'));
+            let (_, value) = headers.find(|(name, _)| name.eq_ignore_ascii_case(wanted))?;
+            Some(value.trim())
+        };
+        let length = header("content-length").and_then(|length| length.parse().ok());
+        let range = header("range").and_then(|range| {
+            let (first, last) = range.strip_prefix("bytes=")?.split_once('-')?;
+            Some((first.parse().ok()?, last.parse().ok()?))
+        });
         Ok(Some(Head {
             method,
             path,
             length: length.unwrap_or(0),
+            range,
             rest,
         }))
     }
@@ -267,8 +293,19 @@ impl Shared {
             "GET" if name == content.config => reply(to, "200 OK", &[], CONFIG, false),
             "GET" if content.layers.contains_key(name) => {
                 let size = content.mebibytes * MIB;
-                write!(to, "HTTP/1.1 200 OK\r\ncontent-length: {size}\r\n\r\n")?;
-                content.send_layer(content.layers[name], to)
+                let number = content.layers[name];
+                let Some((first, last)) = head.range else {
+                    write!(to, "HTTP/1.1 200 OK\r\ncontent-length: {size}\r\n\r\n")?;
+                    return content.send_layer(number, 0, size, to);
+                };
+                let end = last.saturating_add(1).min(size);
+                let length = end.saturating_sub(first);
+                write!(
+                    to,
+                    "HTTP/1.1 206 Partial Content\r\ncontent-length: {length}\r\n\
+                     content-range: bytes {first}-{last}/{size}\r\n\r\n"
+                )?;
+                content.send_layer(number, first, end, to)
             }
             method => reply(to, "404 Not Found", &[], b"{}", method == "HEAD"),
         }

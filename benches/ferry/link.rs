@@ -33,6 +33,8 @@ pub struct Nature {
     pub round_trip: Duration,
     /// Bytes per second, each way.
     pub bandwidth: Option<f64>,
+    /// Bytes per second of one connection, each way.
+    pub connection: Option<f64>,
     /// How long every other request is refused, from the first one on.
     pub storm: Duration,
 }
@@ -42,12 +44,14 @@ impl Nature {
     pub const TRANSPARENT: Nature = Nature {
         round_trip: Duration::ZERO,
         bandwidth: None,
+        connection: None,
         storm: Duration::ZERO,
     };
 
     /// Whether it only counts.
     pub fn is_transparent(&self) -> bool {
-        self.round_trip.is_zero() && self.bandwidth.is_none() && self.storm.is_zero()
+        let is_wide = self.bandwidth.is_none() && self.connection.is_none();
+        self.round_trip.is_zero() && is_wide && self.storm.is_zero()
     }
 }
 
@@ -103,8 +107,9 @@ impl Link {
         let far = Arc::new(Far {
             upstream: upstream.to_owned(),
             round_trip: nature.round_trip,
-            up: Wire::new(nature),
-            down: Wire::new(nature),
+            connection: nature.connection,
+            up: Wire::new(nature.round_trip / 2, nature.bandwidth),
+            down: Wire::new(nature.round_trip / 2, nature.bandwidth),
             storm: Storm::new(nature.storm),
             counts: counts.clone(),
         });
@@ -153,6 +158,7 @@ impl Drop for Link {
 struct Far {
     upstream: String,
     round_trip: Duration,
+    connection: Option<f64>,
     up: Wire,
     down: Wire,
     storm: Storm,
@@ -167,10 +173,10 @@ struct Wire {
 }
 
 impl Wire {
-    fn new(nature: Nature) -> Wire {
+    fn new(delay: Duration, bandwidth: Option<f64>) -> Wire {
         Wire {
-            delay: nature.round_trip / 2,
-            bandwidth: nature.bandwidth,
+            delay,
+            bandwidth,
             free: Mutex::new(Instant::now()),
         }
     }
@@ -228,8 +234,10 @@ async fn upward(
 ) {
     let counts = &far.counts;
     let mut requests = Requests::default();
+    let own = Wire::new(Duration::ZERO, far.connection);
     while let Some(piece) = read(&mut from).await {
         counts.up.fetch_add(piece.len() as u64, Ordering::Relaxed);
+        own.pay(piece.len()).await;
         let due = far.up.pay(piece.len()).await;
         let mut answers = Vec::new();
         let on = requests.pass(piece, |head| {
@@ -252,10 +260,12 @@ async fn upward(
 }
 
 async fn downward(mut from: OwnedReadHalf, down: mpsc::Sender<Piece>, far: &Far) {
+    let own = Wire::new(Duration::ZERO, far.connection);
     while let Some(piece) = read(&mut from).await {
         far.counts
             .down
             .fetch_add(piece.len() as u64, Ordering::Relaxed);
+        own.pay(piece.len()).await;
         let due = far.down.pay(piece.len()).await;
         if down.send((due, piece)).await.is_err() {
             return;

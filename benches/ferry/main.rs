@@ -5,6 +5,7 @@
 //! through links that only count and is not timed; the timed ones go without the links, which would
 //! take part of the machine.
 
+mod ahead;
 mod ask;
 mod cheap;
 mod events;

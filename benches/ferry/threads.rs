@@ -31,10 +31,13 @@ pub fn mebibytes(quick: bool) -> usize {
 }
 
 /// One run.
-struct Cost {
-    wall: f64,
-    cpu: f64,
-    peak: f64,
+pub struct Cost {
+    /// Seconds.
+    pub wall: f64,
+    /// Seconds of the processors.
+    pub cpu: f64,
+    /// The most memory, in MiB.
+    pub peak: f64,
 }
 
 /// The figures, with the limits.
@@ -50,7 +53,7 @@ pub async fn measure(quick: bool) -> (String, Vec<Limit>) {
         one.push(copied(&source, &Cheap::without(&content), 1).await);
         several.push(copied(&source, &Cheap::without(&content), processors).await);
         if let Some(crane) = &crane {
-            by_crane.push(copied_by(crane, &source, &Cheap::without(&content)).await);
+            by_crane.push(copied_by(crane, &source.image(), &Cheap::without(&content)).await);
         }
     }
     let mut health = answers(&source, &Cheap::without(&content), processors).await;
@@ -98,16 +101,21 @@ fn row(name: &str, costs: &[Cost], gibibytes: f64) -> String {
 }
 
 /// The median of a figure.
-fn of(costs: &[Cost], figure: impl Fn(&Cost) -> f64) -> f64 {
+pub fn of(costs: &[Cost], figure: impl Fn(&Cost) -> f64) -> f64 {
     let mut figures: Vec<f64> = costs.iter().map(figure).collect();
     percentile(&mut figures, 0.5)
 }
 
 async fn copied(source: &Cheap, destination: &Cheap, threads: usize) -> Cost {
+    synced(&source.url(), &destination.url(), destination, threads).await
+}
+
+/// The image from the registry at one URL to `destination`, which is at the other.
+pub async fn synced(from: &str, to: &str, destination: &Cheap, threads: usize) -> Cost {
     let home = TempDir::with_prefix("blobferry-bench-").expect("a scratch folder");
     let config = json!({
         "daemon": {"state": home.path().join("state"), "listen": "off", "threads": threads},
-        "registries": {"staging": {"url": source.url()}, "production": {"url": destination.url()}},
+        "registries": {"staging": {"url": from}, "production": {"url": to}},
         "routes": [{"name": "app", "from": "staging/app", "to": "production/app", "tags": {"include": ["*"]}}],
     });
     let file = home.path().join("blobferry.yaml");
@@ -117,11 +125,12 @@ async fn copied(source: &Cheap, destination: &Cheap, threads: usize) -> Cost {
     measured(command, home.path(), destination).await
 }
 
-async fn copied_by(crane: &PathBuf, source: &Cheap, destination: &Cheap) -> Cost {
+/// The same by crane.
+pub async fn copied_by(crane: &PathBuf, source: &str, destination: &Cheap) -> Cost {
     let home = TempDir::with_prefix("blobferry-bench-").expect("a scratch folder");
     let mut command = Command::new(crane);
     command.args(["copy", "--insecure"]);
-    command.args([source.image(), destination.image()]);
+    command.args([source, &destination.image()]);
     measured(command, home.path(), destination).await
 }
 

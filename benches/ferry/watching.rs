@@ -10,6 +10,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep};
 
+use crate::ahead;
 use crate::limits::Limit;
 use crate::support::scripted::{Answer, Settings};
 use crate::support::{Config, Daemon, Ferry, Image, Kind, Reply, Scripted};
@@ -35,11 +36,18 @@ pub enum Watching {
     Wildcards,
     /// Large layers with one thread for the bytes and with several.
     Threads,
+    /// One large layer from far away, over one connection and over several.
+    Ahead,
 }
 
 impl Watching {
     /// All of them, in the order of the report.
-    pub const ALL: [Watching; 3] = [Watching::Hotfix, Watching::Wildcards, Watching::Threads];
+    pub const ALL: [Watching; 4] = [
+        Watching::Hotfix,
+        Watching::Wildcards,
+        Watching::Threads,
+        Watching::Ahead,
+    ];
 
     /// The word on the command line.
     pub fn name(self) -> &'static str {
@@ -47,6 +55,7 @@ impl Watching {
             Watching::Hotfix => "hotfix",
             Watching::Wildcards => "wildcards",
             Watching::Threads => "threads",
+            Watching::Ahead => "ahead",
         }
     }
 
@@ -66,6 +75,10 @@ impl Watching {
                 "8 layers of {} MiB between registries that cost next to nothing, loopback",
                 threads::mebibytes(quick)
             ),
+            Watching::Ahead => format!(
+                "One layer of {} MiB over 80 ms, 25 MB/s a connection and 100 MB/s together",
+                ahead::mebibytes(quick)
+            ),
         }
     }
 
@@ -75,6 +88,7 @@ impl Watching {
             Watching::Hotfix => hotfix(quick).await,
             Watching::Wildcards => wildcards(quick).await,
             Watching::Threads => threads::measure(quick).await,
+            Watching::Ahead => ahead::measure(quick).await,
         }
     }
 }
