@@ -56,6 +56,7 @@ mod packages;
 mod page;
 mod promote;
 mod queues;
+mod read_ahead;
 mod receivers;
 mod receivers_load;
 mod referrers;

@@ -34,6 +34,7 @@ pub enum Operation {
     Manifest,
     Referrers,
     ReadBlob,
+    ReadPart,
     HasBlob,
     BeginUpload,
     SendChunk,
@@ -77,6 +78,8 @@ pub struct Settings {
     pub page: usize,
     /// Bytes that it takes in a second in each upload; exact under a clock that leaps.
     pub rate: Option<u64>,
+    /// Bytes that each connection brings in a second.
+    pub read_rate: Option<u64>,
 }
 
 impl Default for Settings {
@@ -99,6 +102,7 @@ impl Default for Settings {
             tells_offset: true,
             page: 1000,
             rate: None,
+            read_rate: None,
         }
     }
 }

@@ -880,22 +880,19 @@ fn blob(kind: Kind, digest: &str, bytes: &Bytes, headers: &HeaderMap) -> Reply {
         return reply(200).header("content-length", &bytes.len().to_string());
     }
     let range = headers.get(RANGE).and_then(|range| range.to_str().ok());
-    let start = range.and_then(|range| {
-        range
-            .strip_prefix("bytes=")?
-            .split('-')
-            .next()?
-            .parse::<usize>()
-            .ok()
+    let range = range.and_then(|range| {
+        let (start, last) = range.strip_prefix("bytes=")?.split_once('-')?;
+        let last = last.parse().unwrap_or(usize::MAX);
+        Some((start.parse::<usize>().ok()?, last.min(bytes.len() - 1)))
     });
-    match start {
+    match range {
         None => reply(200).body("application/octet-stream", bytes.clone()),
-        Some(start) if start < bytes.len() => reply(206)
+        Some((start, last)) if start < bytes.len() => reply(206)
             .header(
                 "content-range",
-                &format!("bytes {start}-{}/{}", bytes.len() - 1, bytes.len()),
+                &format!("bytes {start}-{last}/{}", bytes.len()),
             )
-            .body("application/octet-stream", bytes.slice(start..)),
+            .body("application/octet-stream", bytes.slice(start..=last)),
         Some(_) => reply(416),
     }
 }

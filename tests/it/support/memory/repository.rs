@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::fmt::Display;
+use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -320,7 +321,27 @@ impl Source for Repository {
     }
 
     async fn read_blob(&self, blob: &Descriptor, offset: u64) -> Result<Option<BlobBody>, Fault> {
-        let lost = self.enter(Operation::ReadBlob, blob.digest, offset).await?;
+        self.read(Operation::ReadBlob, blob, offset..blob.size)
+            .await
+    }
+
+    async fn read_part(
+        &self,
+        blob: &Descriptor,
+        part: Range<u64>,
+    ) -> Result<Option<BlobBody>, Fault> {
+        self.read(Operation::ReadPart, blob, part).await
+    }
+}
+
+impl Repository {
+    async fn read(
+        &self,
+        operation: Operation,
+        blob: &Descriptor,
+        wanted: Range<u64>,
+    ) -> Result<Option<BlobBody>, Fault> {
+        let lost = self.enter(operation, blob.digest, wanted.start).await?;
         let mut state = self.registry.state();
         if !state.holds(&self.name, &blob.digest) {
             return lost.map_or(Ok(None), Err);
@@ -330,7 +351,7 @@ impl Source for Repository {
             .get(&blob.digest)
             .expect("a held blob has bytes")
             .clone();
-        if bytes.len() as u64 != blob.size || offset > blob.size {
+        if bytes.len() as u64 != blob.size || wanted.start > blob.size {
             return Err(Fault::corrupt(format!(
                 "{}: {} is {} bytes long",
                 self.address(),
@@ -345,14 +366,14 @@ impl Source for Repository {
         let wrong =
             matches!(planned, Some(ReadFault::Corrupt)) || state.rotten.contains(&blob.digest);
         let bytes = if wrong {
-            spoiled(&bytes, offset as usize)
+            spoiled(&bytes, wanted.start as usize)
         } else {
             bytes
         };
         let mut frames = Frames {
-            rest: bytes.slice(offset as usize..),
+            rest: bytes.slice(wanted.start as usize..wanted.end as usize),
             cut: None,
-            slow: None,
+            slow: state.settings.read_rate.map(|rate| (0, rate)),
             panic: None,
             pause: None,
         };
