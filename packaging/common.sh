@@ -22,16 +22,16 @@ say() { printf '== %s\n' "$*"; }
 # need PROGRAM HINT: fails unless PROGRAM can be run.
 need() { command -v "$1" >/dev/null || fail "$1 is missing: $2"; }
 
-# The program to package: $BLOBFERRY_BINARY, else the release build.
+# The program to package: $BLOBFERRY_BINARY, else the portable one, else the release build.
 binary() {
     local file
-    for file in "${BLOBFERRY_BINARY:-}" "$top/target/release/blobferry"; do
+    for file in "${BLOBFERRY_BINARY:-}" "$out/blobferry-$version-linux-$(machine_arch)" "$top/target/release/blobferry"; do
         if [ -n "$file" ] && [ -x "$file" ]; then
             printf '%s\n' "$file"
             return 0
         fi
     done
-    fail "there is no program to package: run cargo build --locked --release, or set BLOBFERRY_BINARY"
+    fail "there is no program to package: run packaging/build portable or cargo build --locked --release, or set BLOBFERRY_BINARY"
 }
 
 machine_arch() {
@@ -55,6 +55,16 @@ elf_arch() {
 glibc_of() {
     need objdump "install binutils"
     objdump -T "$1" | grep -oE 'GLIBC_[0-9.]+' | sed 's/GLIBC_//' | sort -uV | tail -n 1
+}
+
+# The oldest glibc that the portable program starts with.
+oldest_glibc=2.17
+
+# at_most_glibc PROGRAM VERSION: fails where the program asks for a newer glibc.
+at_most_glibc() {
+    local newest
+    newest=$(glibc_of "$1")
+    [ "$(printf '%s\n' "$2" "$newest" | sort -V | tail -n 1)" = "$2" ] || fail "$1 needs glibc $newest, not $2"
 }
 
 SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(commit_time)}

@@ -6,6 +6,7 @@ mod deb;
 mod image;
 mod materials;
 mod pipelines;
+mod portable;
 
 use std::fs;
 use std::path::{Path, PathBuf};

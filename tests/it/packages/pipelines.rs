@@ -99,7 +99,7 @@ fn workflows_run_scripts_that_exist_and_only_publishing_may_write() {
         }
     }
     let release = &workflows[Path::new(".github/workflows/release.yml")];
-    for part in ["sbom", "deb", "image", "chart"] {
+    for part in ["portable", "sbom", "deb", "image", "chart"] {
         let folder = if part == "chart" { "helm" } else { part };
         let check = format!("packaging/{folder}/check");
         let commands = steps(release);
