@@ -5,6 +5,7 @@
 //! nothing failed, but something is in conflict, drifted, refused by a rule, or asked for by name
 //! and held or waiting · 5 what was named is not there or is excluded · 0 everything else.
 
+mod candidates;
 mod changes;
 mod check;
 mod completions;
@@ -376,7 +377,7 @@ async fn dispatch(
         Command::Migrate(command) => command.run(lines),
         Command::Iam(command) => command.run(arguments, lines).boxed_local().await,
         Command::Schema => Ok(schema::run(lines)),
-        Command::Completions(command) => Ok(command.run(lines)),
+        Command::Completions(command) => Ok(command.run(arguments, lines).boxed_local().await),
         Command::Man(command) => command.run(lines),
     }
 }
@@ -556,6 +557,7 @@ mod tests {
             "iam -c other.yaml",
             "schema",
             "completions bash",
+            "completions --line x",
         ] {
             parsed(good).unwrap_or_else(|error| panic!("{good}: {error}"));
         }

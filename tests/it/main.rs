@@ -14,6 +14,7 @@ mod beside;
 mod by_name;
 mod chains;
 mod companions;
+mod completions;
 mod content;
 mod contract;
 mod cut;

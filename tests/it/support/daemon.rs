@@ -271,7 +271,7 @@ impl Ferry {
     }
 
     /// Another program, which finds this one as `blobferry`.
-    pub(super) fn command_with_program_in_path(&self, other: &str) -> Command {
+    pub fn command_with_program_in_path(&self, other: &str) -> Command {
         let bin = self.path("bin");
         if !bin.exists() {
             std::fs::create_dir(&bin).expect("a folder in the scratch directory");
