@@ -118,19 +118,20 @@ pub fn span(from: u16, to: u16) -> Option<(u16, u16)> {
     (from != to).then_some((from, if to == 0 { DAY } else { to }))
 }
 
+fn two_digits(text: &str) -> Option<u16> {
+    let is_number = text.len() == 2 && text.bytes().all(|byte| byte.is_ascii_digit());
+    is_number.then(|| text.parse().ok())?
+}
+
 /// Minutes since midnight, at most `most`.
 ///
 /// # Errors
 /// Text that is no such time.
 pub fn time(text: &str, most: u16) -> Result<u16, String> {
-    let number = |text: &str| {
-        (text.len() == 2 && text.bytes().all(|byte| byte.is_ascii_digit()))
-            .then(|| text.parse().ok())?
-    };
     let parts = text
         .trim()
         .split_once(':')
-        .and_then(|(hour, minute)| Some((number(hour)?, number(minute)?)));
+        .and_then(|(hour, minute)| Some((two_digits(hour)?, two_digits(minute)?)));
     let minutes = parts
         .filter(|(_, minute): &(u16, u16)| *minute < 60)
         .map(|(hour, minute)| hour * 60 + minute);

@@ -152,17 +152,16 @@ impl Rules {
         guard: Guard,
         headers: &HeaderMap,
     ) -> Result<Principal, Refusal> {
-        let forbidden = |code, text: &str| Err(Refusal::new(StatusCode::FORBIDDEN, code, text));
         match (context.peer, &context.secret_check) {
             (Peer::Tcp(_), SecretCheck::Valid(principal)) if self.tokens.is_set() => {
                 Ok(principal.clone())
             }
             (Peer::Tcp(_), secret_check) if self.tokens.is_set() => Err(unauthorized(secret_check)),
             (_, secret_check) if !secret_check.is_valid() && came_through_proxy(headers) => {
-                forbidden(
+                Err(Refusal::forbidden(
                     "forwarded",
                     "requests through a proxy need a bearer token: set daemon.tokens or daemon.secret_file and send it as `Authorization: Bearer …`",
-                )
+                ))
             }
             (Peer::Socket { uid, login_uid }, _) => {
                 let name = crate::user::principal(uid, login_uid);
@@ -172,10 +171,10 @@ impl Rules {
                 let name = format!("address:{}", address.ip().to_canonical());
                 Ok(Principal::new(name, Rights::look()))
             }
-            _ => forbidden(
+            _ => Err(Refusal::forbidden(
                 "no_secret",
                 "this needs a bearer token and none is configured: set daemon.tokens, or use the control socket",
-            ),
+            )),
         }
     }
 }
@@ -330,33 +329,33 @@ fn is_literal(authority: &Authority) -> bool {
 }
 
 fn refuse_pages(headers: &HeaderMap, host: Option<&Authority>) -> Result<(), Refusal> {
-    let ours = |origin: &[u8]| host.is_some_and(|host| same_origin(origin, host));
-    let site = |value: &[u8]| matches!(value, b"same-origin" | b"none");
-    let foreign = !headers
+    let is_own_origin = headers
         .get_all(ORIGIN)
         .iter()
-        .all(|value| ours(value.as_bytes()))
-        || !headers
-            .get_all("sec-fetch-site")
-            .iter()
-            .all(|value| site(value.as_bytes()));
-    if foreign {
-        return Err(Refusal::new(
-            StatusCode::FORBIDDEN,
-            "foreign_origin",
-            "pages of other sites get nothing here: ask from the same host, or without a browser",
-        ));
+        .all(|origin| host.is_some_and(|host| same_origin(origin.as_bytes(), host)));
+    let is_own_site = headers
+        .get_all("sec-fetch-site")
+        .iter()
+        .all(|site| matches!(site.as_bytes(), b"same-origin" | b"none"));
+    if is_own_origin && is_own_site {
+        return Ok(());
     }
-    Ok(())
+    Err(Refusal::forbidden(
+        "foreign_origin",
+        "pages of other sites get nothing here: ask from the same host, or without a browser",
+    ))
 }
 
 /// Whether a browser opens this as a page of its own, as a link of another site has it do. What it
 /// shows then is out of that site's reach.
 fn is_navigation(headers: &HeaderMap) -> bool {
-    let says = |name, value: &str| headers.get(name).is_some_and(|said| said == value);
-    says("sec-fetch-mode", "navigate")
-        && says("sec-fetch-dest", "document")
+    says(headers, "sec-fetch-mode", "navigate")
+        && says(headers, "sec-fetch-dest", "document")
         && !headers.contains_key(ORIGIN)
+}
+
+fn says(headers: &HeaderMap, name: &str, value: &str) -> bool {
+    headers.get(name).is_some_and(|said| said == value)
 }
 
 fn same_origin(origin: &[u8], host: &Authority) -> bool {
@@ -371,8 +370,9 @@ fn same_origin(origin: &[u8], host: &Authority) -> bool {
     } else {
         80
     };
-    let port = |authority: &Authority| authority.port_u16().unwrap_or(default);
-    authority.host().eq_ignore_ascii_case(host.host()) && port(authority) == port(host)
+    let port = authority.port_u16().unwrap_or(default);
+    let own_port = host.port_u16().unwrap_or(default);
+    authority.host().eq_ignore_ascii_case(host.host()) && port == own_port
 }
 
 fn came_through_proxy(headers: &HeaderMap) -> bool {

@@ -37,6 +37,11 @@ impl Refusal {
         Refusal::new(StatusCode::BAD_REQUEST, "bad_request", text)
     }
 
+    /// The caller may not have or do this.
+    pub fn forbidden(code: &'static str, text: impl Into<String>) -> Refusal {
+        Refusal::new(StatusCode::FORBIDDEN, code, text)
+    }
+
     /// The daemon is stopping.
     pub fn draining() -> Refusal {
         Refusal::new(

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use axum::Extension;
 use axum::Json;
 use axum::extract::{Request, State};
-use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
@@ -53,7 +52,7 @@ pub(super) async fn copies(
     let Peer::Socket { .. } = context.peer else {
         let text =
             "copies are ordered over the control socket only: run `blobferry copy` on this machine";
-        return Err(Refusal::new(StatusCode::FORBIDDEN, "socket_only", text));
+        return Err(Refusal::forbidden("socket_only", text));
     };
     let _permit = acquire_wait_permit(&app, context.peer)?;
     let body = request_body::collected(&app, request.into_body()).await?;

@@ -98,12 +98,13 @@ pub(super) async fn permit(
 }
 
 fn named(app: &App, name: Result<Path<String>, PathRejection>) -> Result<Arc<Receiver>, Refusal> {
-    let unknown = || {
-        let text = "there is no receiver of that name: see `receivers` in the config";
-        Refusal::new(StatusCode::NOT_FOUND, "unknown_receiver", text)
-    };
-    let Path(name) = name.map_err(|_| unknown())?;
-    app.receivers.named(&name).ok_or_else(unknown)
+    let Path(name) = name.map_err(|_| unknown_receiver())?;
+    app.receivers.named(&name).ok_or_else(unknown_receiver)
+}
+
+fn unknown_receiver() -> Refusal {
+    let text = "there is no receiver of that name: see `receivers` in the config";
+    Refusal::new(StatusCode::NOT_FOUND, "unknown_receiver", text)
 }
 
 /// An authenticated delivery within the limit.
@@ -167,12 +168,13 @@ fn count(app: &App, refusal: &Refusal) {
     tracing::debug!(code = refusal.code, "notification refused");
 }
 
+fn too_large() -> Refusal {
+    let text = format!("a notification has at most {MOST_BODY} bytes");
+    Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", text)
+}
+
 /// The body. Beyond [`SMALL_BODY`] it needs a permit, so that strangers cannot fill the memory.
 async fn collected(large: &Semaphore, body: Body) -> Result<Bytes, Refusal> {
-    let too_large = || {
-        let text = format!("a notification has at most {MOST_BODY} bytes");
-        Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", text)
-    };
     if body.size_hint().lower() > MOST_BODY as u64 {
         return Err(too_large());
     }

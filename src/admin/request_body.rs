@@ -63,13 +63,6 @@ pub(super) fn json<T: DeserializeOwned>(body: &Bytes) -> Result<T, Refusal> {
 }
 
 async fn collect(body: Body) -> Result<Bytes, Refusal> {
-    let too_large = || {
-        Refusal::new(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            "too_large",
-            format!("a body has at most {MOST_BODY} bytes"),
-        )
-    };
     if body.size_hint().lower() > MOST_BODY as u64 {
         return Err(too_large());
     }
@@ -78,6 +71,11 @@ async fn collect(body: Body) -> Result<Bytes, Refusal> {
         Err(error) if error.is::<LengthLimitError>() => Err(too_large()),
         Err(_) => Err(Refusal::bad_request("the body broke off: send it again")),
     }
+}
+
+fn too_large() -> Refusal {
+    let text = format!("a body has at most {MOST_BODY} bytes");
+    Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", text)
 }
 
 fn is_json(headers: &HeaderMap) -> bool {

@@ -232,16 +232,16 @@ struct ControlSocket {
 }
 
 impl ControlSocket {
+    fn has_its_folder(&self) -> bool {
+        let folder = self.folder.as_ref();
+        folder.is_none_or(|folder| folder.check().is_ok())
+    }
+
     /// Binds again if the file is gone. A file of another process is left alone.
     fn restore(&self) {
         let is_gone = fs::symlink_metadata(&self.path)
             .is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
-        let is_in_own_folder = || {
-            self.folder
-                .as_ref()
-                .is_none_or(|folder| folder.check().is_ok())
-        };
-        if !is_gone || !is_in_own_folder() {
+        if !is_gone || !self.has_its_folder() {
             return;
         }
         match listen_at(&self.path) {

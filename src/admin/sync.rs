@@ -121,15 +121,8 @@ pub(super) async fn run(
     State(app): State<Arc<App>>,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Response, Refusal> {
-    let unknown = || {
-        Refusal::new(
-            StatusCode::NOT_FOUND,
-            "unknown_run",
-            "no such run; only the newest are remembered",
-        )
-    };
-    let Path(id) = id.map_err(|_| unknown())?;
-    let run = app.services.watch.run(&id).ok_or_else(unknown)?;
+    let Path(id) = id.map_err(|_| unknown_run())?;
+    let run = app.services.watch.run(&id).ok_or_else(unknown_run)?;
     Ok(match run.report() {
         Some(report) => Json(&*report).into_response(),
         None => {
@@ -141,6 +134,11 @@ pub(super) async fn run(
             (StatusCode::ACCEPTED, Json(body)).into_response()
         }
     })
+}
+
+fn unknown_run() -> Refusal {
+    let text = "no such run; only the newest are remembered";
+    Refusal::new(StatusCode::NOT_FOUND, "unknown_run", text)
 }
 
 impl From<Busy> for Refusal {
@@ -164,14 +162,14 @@ fn missing(app: &App, body: &SyncRequest) -> Vec<Trouble> {
         .route
         .iter()
         .filter(|name| !names.contains(&name.as_str()));
-    let text = |name: &String| {
-        let known = clip(&names.join(", "), MOST_NAMED);
-        format!(
-            "there is no route \"{}\" (the config has: {known})",
-            clip(name, 128)
-        )
-    };
-    unknown.map(|name| Trouble::not_found(text(name))).collect()
+    let known = clip(&names.join(", "), MOST_NAMED);
+    unknown
+        .map(|name| {
+            let name = clip(name, 128);
+            let text = format!("there is no route \"{name}\" (the config has: {known})");
+            Trouble::not_found(text)
+        })
+        .collect()
 }
 
 /// What is said when no look was queued.

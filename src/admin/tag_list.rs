@@ -53,11 +53,14 @@ impl ListQuery {
             let text = format!("text has at most {MOST_TEXT} bytes");
             return Err(Refusal::bad_request(text));
         }
-        let is_asked = |name: &String| self.route.as_ref().is_none_or(|route| route == name);
+        let routes = match self.route {
+            Some(route) => routes.into_iter().filter(|name| *name == route).collect(),
+            None => routes,
+        };
         Ok(TagsQuery {
             after: self.after,
             limit: self.limit,
-            routes: routes.into_iter().filter(is_asked).collect(),
+            routes,
             results: results(self.result.as_deref().unwrap_or_default())?,
             text: self.text,
         })
@@ -67,16 +70,17 @@ impl ListQuery {
 /// The results of a list with commas; none for an empty text.
 fn results(words: &str) -> Result<Vec<Outcome>, Refusal> {
     let words = words.split(',').filter(|word| !word.is_empty());
-    let outcome = |word: &str| {
-        let found = Outcome::ALL.into_iter().find(|known| known.name() == word);
-        found.ok_or_else(|| {
-            let names = Outcome::ALL.map(Outcome::name).join(", ");
-            let text = format!("there is no result {}; there are {names}", shown(word, 50));
-            Refusal::bad_request(text)
-        })
-    };
     let results: BTreeSet<Outcome> = words.map(outcome).collect::<Result<_, Refusal>>()?;
     Ok(results.into_iter().collect())
+}
+
+fn outcome(word: &str) -> Result<Outcome, Refusal> {
+    let found = Outcome::ALL.into_iter().find(|known| known.name() == word);
+    found.ok_or_else(|| {
+        let names = Outcome::ALL.map(Outcome::name).join(", ");
+        let text = format!("there is no result {}; there are {names}", shown(word, 50));
+        Refusal::bad_request(text)
+    })
 }
 
 /// A tag of the list.

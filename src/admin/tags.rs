@@ -17,7 +17,7 @@ use super::answer::Refusal;
 use super::sync::acquire_wait_permit;
 use super::tag_list::{ListQuery, ListedTag};
 use crate::decision::Numbered;
-use crate::job::{Judgement, Outcome, Settled, Trouble};
+use crate::job::{Judgement, Outcome, Trouble};
 use crate::ledger::Row;
 use crate::oci::{Digest, Tag};
 
@@ -76,10 +76,10 @@ impl TagView {
             let is_own = settled.route == self.route && settled.destination == self.destination;
             is_own.then_some((row.at, settled))
         });
-        let is_as_now = |(_, settled): &(Timestamp, &Settled)| {
+        let as_now = looks.take_while(|(_, settled)| {
             Some(settled.result) == self.result && settled.digest == self.digest
-        };
-        let first = looks.take_while(is_as_now).last();
+        });
+        let first = as_now.last();
         self.result_since = first.map(|(at, _)| at);
     }
 }

@@ -40,10 +40,11 @@ pub(super) fn write(path: &Path, content: &[u8]) -> Result<(), Failure> {
 
 /// Whether it is what our standard output or error goes to.
 fn is_our_output(file: &fs::Metadata) -> bool {
-    let is_same = |output: BorrowedFd<'_>| {
-        fstat(output).is_ok_and(|output| (output.st_dev, output.st_ino) == (file.dev(), file.ino()))
-    };
-    is_same(io::stdout().as_fd()) || is_same(io::stderr().as_fd())
+    is_same(file, io::stdout().as_fd()) || is_same(file, io::stderr().as_fd())
+}
+
+fn is_same(file: &fs::Metadata, output: BorrowedFd<'_>) -> bool {
+    fstat(output).is_ok_and(|output| (output.st_dev, output.st_ino) == (file.dev(), file.ino()))
 }
 
 fn replace(path: &Path, content: &[u8], mode: Option<fs::Permissions>) -> io::Result<()> {

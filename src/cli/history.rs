@@ -309,10 +309,13 @@ const CSV_FIELDS: [&str; 12] = [
     "why",
 ];
 
+fn digest_cell(digest: Option<Digest>) -> String {
+    digest.map(|digest| digest.to_string()).unwrap_or_default()
+}
+
 fn record(row: &Row) -> [String; 12] {
     let job = row.settled();
     let [result, destination, _, _, why] = cells(row);
-    let digest = |digest: Option<Digest>| digest.map(|digest| digest.to_string());
     let named = match &row.content {
         Content::Decision(_, decision) => decision.digest,
         _ => job.and_then(|job| job.digest),
@@ -325,8 +328,8 @@ fn record(row: &Row) -> [String; 12] {
         job.map(|job| job.route.to_string()).unwrap_or_default(),
         job.map(|job| job.source.clone()).unwrap_or_default(),
         destination,
-        digest(named).unwrap_or_default(),
-        digest(job.and_then(|job| job.previous_digest)).unwrap_or_default(),
+        digest_cell(named),
+        digest_cell(job.and_then(|job| job.previous_digest)),
         cause,
         actor.to_string(),
         row.run_id.clone(),

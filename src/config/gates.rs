@@ -235,12 +235,6 @@ fn referrers(item: &Item<'_>) -> Option<Vec<String>> {
 
 fn artifact_type(text: &str) -> Result<String, String> {
     let text = text.trim();
-    let is_word = |part: &str| {
-        !part.is_empty()
-            && part
-                .bytes()
-                .all(|byte| byte.is_ascii_graphic() && byte != b'/')
-    };
     let is_type = text.len() <= 255
         && text
             .split_once('/')
@@ -252,6 +246,11 @@ fn artifact_type(text: &str) -> Result<String, String> {
         text,
         "is no artifact type (example: application/spdx+json)",
     ))
+}
+
+fn is_word(part: &str) -> bool {
+    let mut bytes = part.bytes();
+    !part.is_empty() && bytes.all(|byte| byte.is_ascii_graphic() && byte != b'/')
 }
 
 fn min_age(item: &Item<'_>) -> Option<Duration> {
@@ -348,9 +347,12 @@ fn program(item: &Item<'_>) -> Option<Vec<String>> {
     Some(words)
 }
 
+fn is_runnable(facts: &Metadata) -> bool {
+    facts.is_file() && facts.mode() & 0o111 != 0
+}
+
 /// Why a program cannot be run, as far as this process sees it.
 fn not_runnable(program: &str, env: &Env<'_>) -> Option<String> {
-    let is_runnable = |facts: &Metadata| facts.is_file() && facts.mode() & 0o111 != 0;
     let shown = clip(program, 300);
     if program.starts_with('/') {
         return match fs::metadata(program) {
@@ -410,13 +412,14 @@ fn zone(text: &str) -> Result<TimeZone, String> {
     })
 }
 
+fn day(text: &str) -> Option<Date> {
+    let text = text.trim();
+    (text.len() == 10).then(|| text.parse().ok())?
+}
+
 /// `2026-12-24`, or `2026-12-15/2027-01-05`: both days belong to it.
 fn dates(text: &str) -> Result<Dates, String> {
     let (first, last) = text.split_once('/').unwrap_or((text, text));
-    let day = |text: &str| {
-        let text = text.trim();
-        (text.len() == 10).then(|| text.parse::<Date>().ok())?
-    };
     let dates = day(first)
         .zip(day(last))
         .filter(|(first, last)| first <= last);

@@ -399,12 +399,6 @@ fn check_exemptions(item: &Item<'_>, route: &Route) {
     if !template.immutable {
         return;
     }
-    let is_exempt = |text: &str| {
-        template
-            .except
-            .iter()
-            .any(|exemption| ecr_wildcard(exemption, text))
-    };
     for rule in &route.selection.moving {
         let text = rule.as_str();
         let is_taken = match text.parse::<Tag>() {
@@ -417,7 +411,9 @@ fn check_exemptions(item: &Item<'_>, route: &Route) {
             // can.
             Err(_) => !text.starts_with("semver:") && !text.starts_with('/'),
         };
-        if is_taken && !is_exempt(text) {
+        let mut exemptions = template.except.iter();
+        let is_exempt = exemptions.any(|exemption| ecr_wildcard(exemption, text));
+        if is_taken && !is_exempt {
             item.missing(
                 "template.except",
                 format!(

@@ -114,7 +114,9 @@ fn takes_fixed_tags(route: &Route) -> bool {
     selection.include.iter().any(|rule| {
         let text = rule.as_str();
         let is_moving_rule = selection.moving.contains(rule);
-        let is_moving_tag = |tag: Tag| selection.is_moving(&tag) || !selection.allows(&tag);
-        !is_moving_rule && !text.parse().is_ok_and(is_moving_tag)
+        let is_moving_tag = text
+            .parse()
+            .is_ok_and(|tag: Tag| selection.is_moving(&tag) || !selection.allows(&tag));
+        !is_moving_rule && !is_moving_tag
     })
 }

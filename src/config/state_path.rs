@@ -26,21 +26,12 @@ pub struct StatePath {
 /// Reads `daemon.state` of the config file at `path`. `None`: the file does not say it and there is
 /// no default, because none of `STATE_DIRECTORY`, `XDG_STATE_HOME` and `HOME` is set.
 pub fn state_path(path: &Path, env: &Env<'_>) -> Option<StatePath> {
-    let standard = || daemon::standard_folder(env);
-    match read(path).and_then(|text| written(&text, path, env)) {
-        Ok(Some(folder)) => Some(StatePath {
-            folder,
-            doubt: None,
-        }),
-        Ok(None) => Some(StatePath {
-            folder: standard()?,
-            doubt: None,
-        }),
-        Err(doubt) => Some(StatePath {
-            folder: standard()?,
-            doubt: Some(doubt),
-        }),
-    }
+    let (written, doubt) = match read(path).and_then(|text| written(&text, path, env)) {
+        Ok(written) => (written, None),
+        Err(doubt) => (None, Some(doubt)),
+    };
+    let folder = written.or_else(|| daemon::standard_folder(env))?;
+    Some(StatePath { folder, doubt })
 }
 
 /// The names of `registries`, as far as the file can be read.

@@ -233,26 +233,28 @@ fn signature_alone(algorithm: Algorithm) -> Validation {
 /// The subject, unless the ledger cannot show it.
 fn subject(claims: &Map<String, Value>) -> Option<String> {
     let subject = claims.get("sub").and_then(Value::as_str)?;
-    let is_printable = |byte: u8| byte.is_ascii_graphic() || byte == b' ';
-    let is_subject =
-        (1..=LONGEST_SUBJECT).contains(&subject.len()) && subject.bytes().all(is_printable);
+    let is_printable = subject
+        .bytes()
+        .all(|byte| byte.is_ascii_graphic() || byte == b' ');
+    let is_subject = is_printable && (1..=LONGEST_SUBJECT).contains(&subject.len());
     is_subject.then(|| subject.to_owned())
+}
+
+fn time(claims: &Map<String, Value>, name: &str) -> Option<i64> {
+    let value = claims.get(name)?;
+    value
+        .as_i64()
+        .or_else(|| value.as_f64().map(|time| time as i64))
 }
 
 /// A token without an end is refused.
 fn is_in_time(claims: &Map<String, Value>) -> bool {
     let now = clock::now().as_second();
-    let time = |name: &str| {
-        let value = claims.get(name)?;
-        value
-            .as_i64()
-            .or_else(|| value.as_f64().map(|time| time as i64))
-    };
     let has_begun = match claims.contains_key("nbf") {
-        true => time("nbf").is_some_and(|begin| begin <= now.saturating_add(LEEWAY)),
+        true => time(claims, "nbf").is_some_and(|begin| begin <= now.saturating_add(LEEWAY)),
         false => true,
     };
-    has_begun && time("exp").is_some_and(|end| end > now.saturating_sub(LEEWAY))
+    has_begun && time(claims, "exp").is_some_and(|end| end > now.saturating_sub(LEEWAY))
 }
 
 #[cfg(test)]

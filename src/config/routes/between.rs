@@ -156,16 +156,13 @@ fn feeds(written: &Written<'_>, routes: &[Written<'_>], origins: &Origins) -> Ve
     let mut feeds = Vec::new();
     for (to, template) in written.route.to.iter().enumerate() {
         let here = place(template.registry(), origins);
-        let reads = |other: &Written<'_>| {
-            place(other.route.from.registry(), origins) == here
-                && template.may_feed(&other.route.from)
-        };
-        // Under other names the copies of a repository may lie in it: they are never sources of
-        // their own route.
-        let itself =
-            |other: &Written<'_>| !template.naming().keeps() && other.number == written.number;
         for (reader, other) in routes.iter().enumerate() {
-            if !itself(other) && reads(other) {
+            // Under other names the copies of a repository may lie in it: they are never sources of
+            // their own route.
+            let is_itself = !template.naming().keeps() && other.number == written.number;
+            let from = &other.route.from;
+            let reads = place(from.registry(), origins) == here && template.may_feed(from);
+            if reads && !is_itself {
                 feeds.push(Feed { to, reader });
             }
         }
