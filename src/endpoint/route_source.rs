@@ -59,15 +59,25 @@ impl OnlyPlatform {
         known.insert(top, chosen);
     }
 
+    /// A tag of a list. A digest that the list shows is that of the index.
+    fn listed(&self, tag: Tag) -> Tag {
+        if tag.name.travels_with_subject() {
+            return tag;
+        }
+        Tag {
+            digest: tag.digest.and_then(|top| self.chosen(&top)?.ok()),
+            ..tag
+        }
+    }
+
     /// The child of an index that is for the platform.
     fn child(&self, index: &Manifest) -> Result<Digest, String> {
         let platform = &self.platform;
-        let of_platform = |child: &&Descriptor| {
-            let text = child.platform.as_deref().unwrap_or_default();
-            text.parse()
-                .is_ok_and(|of_child: Platform| of_child == *platform)
-        };
-        let children: Vec<&Descriptor> = index.children.iter().filter(of_platform).collect();
+        let children: Vec<&Descriptor> = index
+            .children
+            .iter()
+            .filter(|child| is_for(child, platform))
+            .collect();
         match children.as_slice() {
             [child] => Ok(child.digest),
             [] => Err(format!("{} has no manifest for {platform}", index.digest)),
@@ -77,6 +87,12 @@ impl OnlyPlatform {
             )),
         }
     }
+}
+
+fn is_for(child: &Descriptor, platform: &Platform) -> bool {
+    let text = child.platform.as_deref().unwrap_or_default();
+    text.parse()
+        .is_ok_and(|of_child: Platform| of_child == *platform)
 }
 
 impl PartialEq for OnlyPlatform {
@@ -321,16 +337,12 @@ impl<R: Source> Source for RouteSource<R> {
         let Some(only) = &self.only else {
             return Ok(page);
         };
-        // A digest that the list shows is that of the index.
-        let of_platform = |tag: Tag| match tag.name.travels_with_subject() {
-            true => tag,
-            false => Tag {
-                digest: tag.digest.and_then(|top| only.chosen(&top)?.ok()),
-                ..tag
-            },
-        };
         Ok(page.map(|page| Page {
-            entries: page.entries.into_iter().map(of_platform).collect(),
+            entries: page
+                .entries
+                .into_iter()
+                .map(|tag| only.listed(tag))
+                .collect(),
             ..page
         }))
     }

@@ -279,13 +279,12 @@ impl Entry {
     /// The name itself, or what follows the last colon of a whole reference.
     fn tag(&self) -> Option<Tag> {
         let name = self.name.as_deref()?;
-        let reference_tag = || {
-            name.rsplit_once(':')
-                .filter(|(rest, _)| !rest.is_empty() && !rest.contains('@'))
-        };
-        name.parse()
-            .ok()
-            .or_else(|| reference_tag().and_then(|(_, tag)| tag.parse().ok()))
+        if let Ok(tag) = name.parse() {
+            return Some(tag);
+        }
+        let (rest, tag) = name.rsplit_once(':')?;
+        let is_reference = !rest.is_empty() && !rest.contains('@');
+        is_reference.then(|| tag.parse().ok())?
     }
 }
 

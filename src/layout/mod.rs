@@ -219,15 +219,13 @@ impl Repository {
                 tokio::time::sleep(LOCK_PAUSE).await;
             }
         };
-        let waited_long = || {
-            Fault::retryable(format!(
-                "another program holds the lock of {}",
-                self.store.folder().display()
-            ))
-        };
         tokio::time::timeout(LOCK_WAIT, taken)
             .await
-            .unwrap_or_else(|_| Err(waited_long()))
+            .unwrap_or_else(|_| {
+                let folder = self.store.folder().display();
+                let text = format!("another program holds the lock of {folder}");
+                Err(Fault::retryable(text))
+            })
     }
 
     /// Makes the folder a layout where it is none.

@@ -54,11 +54,12 @@ pub(super) fn begin(store: &Store) -> Result<String, Fault> {
     Ok(name.expect("names of sessions are hexadecimal").to_owned())
 }
 
+fn is_stale(path: &Path) -> bool {
+    let modified = fs::symlink_metadata(path).and_then(|facts| facts.modified());
+    modified.is_ok_and(|at| at.elapsed().is_ok_and(|age| age > STALE))
+}
+
 fn remove_stale(folder: &Path) {
-    let is_stale = |path: &Path| {
-        let modified = fs::symlink_metadata(path).and_then(|facts| facts.modified());
-        modified.is_ok_and(|at| at.elapsed().is_ok_and(|age| age > STALE))
-    };
     for entry in fs::read_dir(folder)
         .into_iter()
         .flatten()

@@ -85,13 +85,12 @@ pub(super) fn in_library(host: &str, repository: &str) -> String {
 
 /// Where a login in front of a host ends: behind the last `@` that no digest follows.
 fn login_end(text: &str) -> Option<usize> {
-    let is_digest = |rest: &str| {
-        ["sha256:", "sha512:"]
-            .iter()
-            .any(|kind| rest.starts_with(kind))
-    };
     let mut ends = text.match_indices('@').map(|(at, _)| at + 1);
-    ends.rfind(|end| !is_digest(&text[*end..]))
+    ends.rfind(|end| !starts_with_digest(&text[*end..]))
+}
+
+fn starts_with_digest(text: &str) -> bool {
+    text.starts_with("sha256:") || text.starts_with("sha512:")
 }
 
 /// The text without what may be a secret: a login in front of a host, and a query.
@@ -131,8 +130,12 @@ fn of_hub(host: &str) -> &str {
     }
 }
 
+/// Whether no variable is part of it.
+fn is_fixed(text: &str) -> bool {
+    !text.contains("${")
+}
+
 fn check(host: &str, repository: &str, tag: Option<&str>) -> Result<(), String> {
-    let is_fixed = |text: &str| !text.contains("${");
     if is_fixed(host) && host.parse::<Host>().is_err() {
         return Err("has no host that is one".into());
     }

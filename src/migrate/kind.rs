@@ -95,11 +95,11 @@ pub(super) fn has_commands(text: &str) -> bool {
         "image push",
         "image tag",
     ];
-    let has_engine = |engine: &str| {
-        let mut acts = ACTS.iter().map(|act| format!("{engine} {act}"));
-        acts.any(|command| text.contains(&command))
-    };
-    ENGINES.into_iter().any(has_engine) || COMMANDS.iter().any(|command| text.contains(command))
+    let mut of_engines = ENGINES
+        .into_iter()
+        .flat_map(|engine| ACTS.iter().map(move |act| format!("{engine} {act}")));
+    of_engines.any(|command| text.contains(&command))
+        || COMMANDS.iter().any(|command| text.contains(command))
 }
 
 /// The one format that the text has, which is this YAML document or none.
@@ -170,18 +170,24 @@ fn is_skopeo(root: &Map<'_>) -> bool {
 
 /// Pairs of references, or logins, or a mapping of each.
 fn is_image_syncer(root: &Map<'_>) -> bool {
-    let is_pair = |(key, node): (&str, &Node)| {
-        key.contains(['/', ':'])
-            && matches!(node.value, Value::Text(_) | Value::List(_) | Value::Null)
-    };
-    let is_login =
-        |(_, node): (&str, &Node)| has_key(node, "username") || has_key(node, "insecure");
     let is_old = root.map("images").is_ok_and(|images| images.is_some())
         && root
             .entries()
             .all(|(key, _)| ["auth", "images"].contains(&key));
-    let is_one_of = |entry| is_pair(entry) || is_login(entry);
-    is_old || (root.entries().next().is_some() && root.entries().all(is_one_of))
+    let is_empty = root.entries().next().is_none();
+    is_old
+        || !is_empty
+            && root
+                .entries()
+                .all(|(key, node)| is_pair(key, node) || is_login(node))
+}
+
+fn is_pair(key: &str, node: &Node) -> bool {
+    key.contains(['/', ':']) && matches!(node.value, Value::Text(_) | Value::List(_) | Value::Null)
+}
+
+fn is_login(node: &Node) -> bool {
+    has_key(node, "username") || has_key(node, "insecure")
 }
 
 fn has_key(node: &Node, key: &str) -> bool {

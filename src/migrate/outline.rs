@@ -107,14 +107,17 @@ impl Outline {
         self.registries.len() - 1
     }
 
+    fn has_registry(&self, name: &str) -> bool {
+        self.registries.iter().any(|known| known.name == name)
+    }
+
     fn free_name(&self, wanted: &str) -> String {
-        let is_taken = |name: &str| self.registries.iter().any(|known| known.name == name);
-        if !is_taken(wanted) {
+        if !self.has_registry(wanted) {
             return wanted.to_owned();
         }
         (2..)
             .map(|number| format!("{wanted}-{number}"))
-            .find(|name| !is_taken(name))
+            .find(|name| !self.has_registry(name))
             .unwrap_or_default()
     }
 

@@ -270,8 +270,10 @@ fn argument<'a>(text: &'a str, function: &str) -> Option<&'a str> {
     let inner = text.strip_prefix("{{")?.strip_suffix("}}")?.trim();
     let argument = inner.strip_prefix(function)?.trim();
     let argument = argument.trim_matches(['"', '`', '\'']);
-    let is_name = |c: char| c.is_ascii_alphanumeric() || "_./-".contains(c);
-    (!argument.is_empty() && argument.chars().all(is_name)).then_some(argument)
+    let is_name = argument
+        .chars()
+        .all(|c| c.is_ascii_alphanumeric() || "_./-".contains(c));
+    (!argument.is_empty() && is_name).then_some(argument)
 }
 
 /// The text with `{{env "X"}}` as `${X}`.
@@ -367,7 +369,7 @@ fn registry(
         return Err("source: a registry with a path: write the route with ** in `from`".into());
     }
     let (host, path) = address::host_and_path(target);
-    let route = |pattern: String| Route {
+    let routes = patterns.into_iter().map(|pattern| Route {
         line: sync.line(),
         from: Place {
             registry: outline.registry(from),
@@ -379,8 +381,8 @@ fn registry(
         }],
         tags: tags.clone(),
         remarks: remarks.clone(),
-    };
-    Ok(patterns.into_iter().map(route).collect())
+    });
+    Ok(routes.collect())
 }
 
 /// The repositories of a registry that are meant.

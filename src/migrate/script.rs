@@ -282,11 +282,11 @@ impl Engine {
     /// What is pushed is promoted from where it was pulled.
     fn push(&mut self, image: &Address, has_all: bool, command: &Command, outline: &mut Outline) {
         let line = command.line;
-        let is_same = |to: &Address| is_repository(to, image) && (has_all || tag(to) == tag(image));
         let tagged: Vec<Tagged> = self
             .tagged
             .iter()
-            .filter(|tagged| is_same(&tagged.to))
+            .filter(|tagged| is_repository(&tagged.to, image))
+            .filter(|tagged| has_all || tag(&tagged.to) == tag(image))
             .cloned()
             .collect();
         let what = format!("docker push {}/{}", image.host, image.repository);

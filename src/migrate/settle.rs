@@ -97,17 +97,18 @@ fn named(key: &str) -> Option<Named> {
     Some(Named::Registry(name.to_owned()))
 }
 
+/// Whether it is the name of the registry, or that of a key in it.
+fn is_in(named: &str, registry: &str) -> bool {
+    let rest = named.strip_prefix(registry);
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+}
+
 /// Takes a key that is refused away. Without its address a registry is lost, and so are its routes.
 fn doubt(outline: &mut Outline, named: &str, key: &str, reason: &str) -> bool {
-    let is_meant = |name: &str| {
-        named
-            .strip_prefix(name)
-            .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
-    };
     let Some(registry) = outline
         .registries
         .iter_mut()
-        .filter(|registry| is_meant(&registry.name))
+        .filter(|registry| is_in(named, &registry.name))
         .max_by_key(|registry| registry.name.len())
     else {
         return false;

@@ -279,11 +279,7 @@ impl Shell {
 
     /// A command of nothing but assignments: each sees those before it.
     fn assigned(&mut self, part: &Part) -> Result<bool, Wrong> {
-        let is_one = |pieces: &Vec<Piece>| match pieces.first() {
-            Some(Piece::Text(text)) => split::assignment(text).is_some(),
-            _ => false,
-        };
-        if !part.words.iter().all(is_one) {
+        if !part.words.iter().all(|word| is_assignment(word)) {
             return Ok(false);
         }
         let is_conditional = self.is_conditional(part.joint) || part.joint == Joint::Pipe;
@@ -336,8 +332,8 @@ impl Shell {
                 names.iter().for_each(|name| self.forget(name));
             }
             _ => {
-                let is_other = |word: &Word| word.assignment().is_none();
-                let own = words.iter().position(is_other).unwrap_or(words.len());
+                let command = words.iter().position(|word| word.assignment().is_none());
+                let own = command.unwrap_or(words.len());
                 let is_all = own == words.len();
                 for word in words.drain(..own) {
                     let is_list = word.known().is_some_and(|text| text.contains("=("));
@@ -399,6 +395,13 @@ impl Shell {
 }
 
 /// Whether a pattern of `case` ends with this word.
+fn is_assignment(word: &[Piece]) -> bool {
+    match word.first() {
+        Some(Piece::Text(text)) => split::assignment(text).is_some(),
+        _ => false,
+    }
+}
+
 fn ends_pattern(word: &Word) -> bool {
     word.known().is_some_and(|text| text.ends_with(')'))
 }

@@ -119,11 +119,11 @@ fn names(outline: &Outline) -> Vec<Option<String>> {
     for route in &outline.routes {
         *routes.entry(&route.from.repository).or_default() += 1;
     }
-    let named = |route: &Route| {
+    let names = outline.routes.iter().map(|route| {
         let is_shared = routes[route.from.repository.as_str()] > 1;
         short(is_shared.then(|| outline.path(&route.from)), route)
-    };
-    outline.routes.iter().map(named).collect()
+    });
+    names.collect()
 }
 
 /// A name that is too long is the line of the route instead.
@@ -142,11 +142,13 @@ fn list(items: &[String]) -> String {
 
 /// A plain scalar where YAML reads it as this text in every place, else one in quotes.
 fn quoted(text: &str) -> String {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-".contains(c);
+    let is_plain = text
+        .chars()
+        .all(|c| c.is_ascii_alphanumeric() || "/._-".contains(c));
     let starts_well = text.starts_with(|c: char| c.is_ascii_alphabetic());
     let is_word = ["true", "false", "null", "yes", "no", "on", "off", "y", "n"]
         .contains(&text.to_ascii_lowercase().as_str());
-    if starts_well && !is_word && text.chars().all(is_plain) {
+    if starts_well && !is_word && is_plain {
         return text.to_owned();
     }
     serde_json::Value::from(text).to_string()

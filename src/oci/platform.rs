@@ -45,18 +45,22 @@ impl FromStr for Platform {
     type Err = NotAPlatform;
 
     fn from_str(text: &str) -> Result<Platform, NotAPlatform> {
-        let is_word = |part: &&str| {
-            let is_of_word = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);
-            (1..=32).contains(&part.len()) && part.chars().all(is_of_word)
-        };
         let parts: Vec<&str> = text.split('/').collect();
         match parts.as_slice() {
-            [os, architecture, variant @ ..] if variant.len() <= 1 && parts.iter().all(is_word) => {
+            [os, architecture, variant @ ..]
+                if variant.len() <= 1 && parts.iter().all(|part| is_word(part)) =>
+            {
                 Ok(Platform::new(os, architecture, variant.first().copied()))
             }
             _ => Err(NotAPlatform),
         }
     }
+}
+
+fn is_word(part: &str) -> bool {
+    let mut characters = part.chars();
+    (1..=32).contains(&part.len())
+        && characters.all(|c| c.is_ascii_alphanumeric() || "_-.".contains(c))
 }
 
 impl fmt::Display for Platform {

@@ -117,12 +117,14 @@ impl Clients {
             (HostKind::Own, ClientKind::Api, _) => Ok(&self.api),
             (HostKind::Own, ClientKind::Blob, None) => Ok(&self.blob),
             (HostKind::Own, ClientKind::Blob, Some(byte_thread)) => {
-                let built = || self.config.built(ClientConfig::own_blob);
-                self.blobs[byte_thread].get_or_try_init(built).await
+                self.blobs[byte_thread]
+                    .get_or_try_init(|| self.config.built(ClientConfig::own_blob))
+                    .await
             }
             (HostKind::Foreign, _, _) => {
-                let built = || self.config.built(ClientConfig::foreign);
-                self.foreign[thread].get_or_try_init(built).await
+                self.foreign[thread]
+                    .get_or_try_init(|| self.config.built(ClientConfig::foreign))
+                    .await
             }
         }
     }

@@ -264,16 +264,16 @@ fn within_base64(secret: &str, offset: usize) -> Option<String> {
 fn occurrences(text: &str, secret: &str) -> Vec<Range<usize>> {
     let telling = &secret[..secret.floor_char_boundary(TELLING)];
     let telling = if telling.is_empty() { secret } else { telling };
-    let longest = |start: usize| {
-        let shared = text[start..]
-            .chars()
-            .zip(secret.chars())
-            .take_while(|(a, b)| a == b);
-        start + shared.map(|(a, _)| a.len_utf8()).sum::<usize>()
-    };
     text.match_indices(telling)
-        .map(|(start, _)| start..longest(start))
+        .map(|(start, _)| start..start + shared_length(&text[start..], secret))
         .collect()
+}
+
+/// How many bytes both texts begin with.
+fn shared_length(one: &str, other: &str) -> usize {
+    let pairs = one.chars().zip(other.chars());
+    let shared = pairs.take_while(|(a, b)| a == b);
+    shared.map(|(a, _)| a.len_utf8()).sum()
 }
 
 /// A user name and a password as `Authorization: Basic` sends them, without the word in front.

@@ -80,11 +80,12 @@ fn is_named(repository: &RepositoryName, name: &str, is_proof: bool) -> bool {
 
 /// Whether one path is the other one's end.
 fn ends_alike(one: &str, other: &str) -> bool {
-    let is_end_of = |end: &str, path: &str| {
-        path.strip_suffix(end)
-            .is_some_and(|start| start.is_empty() || start.ends_with('/'))
-    };
     is_end_of(one, other) || is_end_of(other, one)
+}
+
+fn is_end_of(end: &str, path: &str) -> bool {
+    let start = path.strip_suffix(end);
+    start.is_some_and(|start| start.is_empty() || start.ends_with('/'))
 }
 
 #[derive(serde::Deserialize)]
@@ -350,8 +351,8 @@ fn next_page(
         return Err(about.rejected("the page names itself as the next one"));
     }
     let is_proof = registry.profile().abilities.current_lists;
-    let belongs = |page: &Url| is_of_same_list(page, &url, is_proof);
-    if !belongs(asked) && !belongs(&answer.url) {
+    let mut pages = [asked, &answer.url].into_iter();
+    if !pages.any(|page| is_of_same_list(page, &url, is_proof)) {
         return Err(about.rejected("the next page is that of another list"));
     }
     at_home(registry, url, about).map(Some)
@@ -360,13 +361,15 @@ fn next_page(
 /// Whether two pages are of one list, by their paths. Registries behind a path of their own may show
 /// a longer or a shorter one.
 fn is_of_same_list(one: &Url, other: &Url, is_proof: bool) -> bool {
-    let path = |url: &Url| {
-        let path = url.path().replace("%3A", ":").replace("%3a", ":");
-        path.rsplit_once("/v2/")
-            .map_or(path.clone(), |(_, list)| list.to_owned())
-    };
-    let (one, other) = (path(one), path(other));
+    let one = list_path(one);
+    let other = list_path(other);
     one == other || !is_proof && ends_alike(&one, &other)
+}
+
+fn list_path(url: &Url) -> String {
+    let path = url.path().replace("%3A", ":").replace("%3a", ":");
+    path.rsplit_once("/v2/")
+        .map_or(path.clone(), |(_, list)| list.to_owned())
 }
 
 fn at_home(registry: &Registry, url: Url, about: &ErrorContext) -> Result<Url, Fault> {
