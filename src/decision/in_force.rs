@@ -320,26 +320,34 @@ impl InForce {
         if candidate.contents.is_none() && self.is_about_digests(now) {
             return Verdict::Unknown;
         }
-        let stopping = |kind: Kind| {
-            self.now(now)
-                .filter(move |numbered| numbered.kind == kind && numbered.stops(candidate))
-        };
-        let denials = stopping(Kind::Deny).map(|numbered| numbered.reason("denied", now));
+        let denials = self.reasons(Kind::Deny, "denied", candidate, now);
         let mut reasons: Vec<String> = denials.collect();
         let outcome = if reasons.is_empty() {
             Outcome::Held
         } else {
             Outcome::Refused
         };
-        reasons.extend(stopping(Kind::Hold).map(|numbered| numbered.reason("held", now)));
-        reasons
-            .extend(stopping(Kind::Rollback).map(|numbered| numbered.reason("rolled back", now)));
+        reasons.extend(self.reasons(Kind::Hold, "held", candidate, now));
+        reasons.extend(self.reasons(Kind::Rollback, "rolled back", candidate, now));
         let ended = candidate.rollback.filter(|id| !self.acts(*id, now));
         reasons.extend(ended.map(|id| format!("the rollback (decision {id}) has ended meanwhile")));
         if reasons.is_empty() {
             return Verdict::Clear;
         }
         Verdict::Blocked(Block { outcome, reasons })
+    }
+
+    /// The decisions of a kind that stop a candidate, as reasons.
+    fn reasons(
+        &self,
+        kind: Kind,
+        verb: &str,
+        candidate: &Candidate,
+        now: Timestamp,
+    ) -> impl Iterator<Item = String> {
+        self.now(now)
+            .filter(move |numbered| numbered.kind == kind && numbered.stops(candidate))
+            .map(move |numbered| numbered.reason(verb, now))
     }
 
     /// Whether the decision of a number is in force.

@@ -167,8 +167,10 @@ impl Principal {
         let Some(patterns) = &self.routes else {
             return true;
         };
-        let is_allowed = |route: &Arc<str>| patterns.iter().any(|pattern| pattern.matches(route));
-        !routes.is_empty() && routes.iter().all(is_allowed)
+        !routes.is_empty()
+            && routes
+                .iter()
+                .all(|route| patterns.iter().any(|pattern| pattern.matches(route)))
     }
 }
 

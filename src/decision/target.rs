@@ -118,8 +118,8 @@ impl Target {
 
     /// Whether it is a tag of the same repository as this one.
     pub fn is_beside(&self, place: &TagId) -> bool {
-        let is_origin = |origin: &Origin| *origin == place.origin;
-        self.repository().as_ref() == Some(&place.repository) && self.origin().is_none_or(is_origin)
+        let is_there = self.origin().is_none_or(|origin| *origin == place.origin);
+        is_there && self.repository().as_ref() == Some(&place.repository)
     }
 
     /// The same, with the origin of the registry that its first part names.
@@ -167,14 +167,16 @@ impl Destination {
         origin: &Origin,
         repository: &RepositoryName,
     ) -> bool {
-        let is_split = |split: &Pattern| split.matches(repository);
+        let split = self
+            .split
+            .as_ref()
+            .filter(|split| split.matches(repository));
         match &self.origin {
-            Some(known) => known == origin && self.split.as_ref().is_some_and(is_split),
+            Some(known) => known == origin && split.is_some(),
             None => {
-                let is_whole = |whole: &Pattern| whole.matches(repository);
-                let is_named = |split: &&Pattern| **split.registry() == *registry;
-                self.whole.as_ref().is_some_and(is_whole)
-                    || self.split.as_ref().filter(is_named).is_some_and(is_split)
+                let whole = self.whole.as_ref();
+                whole.is_some_and(|whole| whole.matches(repository))
+                    || split.is_some_and(|split| **split.registry() == *registry)
             }
         }
     }

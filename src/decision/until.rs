@@ -20,18 +20,20 @@ pub enum NotAnEnd {
 /// # Errors
 /// When it names none, or one that has passed.
 pub fn until(text: &str, now: Timestamp) -> Result<Timestamp, NotAnEnd> {
-    let unreadable = || NotAnEnd::Unreadable(clip(text, 100));
-    let end = match text.trim().parse::<Timestamp>() {
-        Ok(end) => end,
-        Err(_) => {
-            let duration: SignedDuration = text.trim().parse().map_err(|_| unreadable())?;
-            now.checked_add(duration).map_err(|_| unreadable())?
-        }
-    };
-    if end <= now {
-        return Err(NotAnEnd::Past(end));
+    match end(text.trim(), now) {
+        None => Err(NotAnEnd::Unreadable(clip(text, 100))),
+        Some(end) if end <= now => Err(NotAnEnd::Past(end)),
+        Some(end) => Ok(end),
     }
-    Ok(end)
+}
+
+/// A point in time, or the end of a duration that begins now.
+fn end(text: &str, now: Timestamp) -> Option<Timestamp> {
+    if let Ok(end) = text.parse() {
+        return Some(end);
+    }
+    let duration: SignedDuration = text.parse().ok()?;
+    now.checked_add(duration).ok()
 }
 
 #[cfg(test)]

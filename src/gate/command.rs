@@ -39,6 +39,15 @@ pub struct Run {
     pub said: String,
 }
 
+impl Run {
+    fn not_run(reason: String) -> Run {
+        Run {
+            ended: Ended::NotRun(reason),
+            said: String::new(),
+        }
+    }
+}
+
 /// How a program ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ended {
@@ -64,17 +73,13 @@ impl Drop for Group {
 
 /// Runs the program of a gate. Dropping the future kills it.
 pub async fn run(command: &Command, question: &[u8]) -> Run {
-    let not_run = |reason: String| Run {
-        ended: Ended::NotRun(reason),
-        said: String::new(),
-    };
     let mut child = match spawn(command) {
         Ok(child) => child,
-        Err(error) => return not_run(error.to_string()),
+        Err(error) => return Run::not_run(error.to_string()),
     };
     let pid = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed()));
     let Some(group) = pid.map(Group) else {
-        return not_run("it ended before it began".into());
+        return Run::not_run("it ended before it began".into());
     };
     let [out, errors] = [Mutex::default(), Mutex::default()];
     let stdin = child.stdin.take();

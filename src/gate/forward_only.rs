@@ -25,13 +25,23 @@ pub struct Versioned {
     pub tag: Option<Tag>,
 }
 
+impl Versioned {
+    fn tag_text(&self) -> Option<String> {
+        self.tag.as_ref().map(Tag::to_string)
+    }
+
+    fn rank(&self) -> Option<semver::Version> {
+        self.tag.as_ref().and_then(version)
+    }
+}
+
 /// The verdict on the move.
 pub fn judge(versions: &Versions) -> Judgement {
     let gate = GateKind::ForwardOnly;
-    let tag = |side: &Versioned| side.tag.as_ref().map(Tag::to_string);
+    let production = versions.production.as_ref();
     let evidence = json!({
-        "staging": tag(&versions.staging),
-        "production": versions.production.as_ref().and_then(tag),
+        "staging": versions.staging.tag_text(),
+        "production": production.and_then(Versioned::tag_text),
     });
     let sides = versions.production.iter().chain([&versions.staging]);
     let unversioned = sides.into_iter().find(|side| side.tag.is_none());
@@ -45,14 +55,13 @@ pub fn judge(versions: &Versions) -> Judgement {
         );
         return Judgement::wait(gate, reason, evidence, NextJudgement::Poll);
     }
-    let shown = |side: &Versioned| tag(side).unwrap_or_default();
-    let to = shown(&versions.staging);
-    let Some(production) = &versions.production else {
+    let to = versions.staging.tag_text().unwrap_or_default();
+    let Some(production) = production else {
         let reason = format!("staging names {to}, production nothing");
         return Judgement::pass(gate, reason, evidence);
     };
-    let from = shown(production);
-    if rank(&versions.staging) >= rank(production) {
+    let from = production.tag_text().unwrap_or_default();
+    if versions.staging.rank() >= production.rank() {
         let reason = format!("from {from} to {to}");
         return Judgement::pass(gate, reason, evidence);
     }
@@ -60,10 +69,6 @@ pub fn judge(versions: &Versions) -> Judgement {
         "staging names {to}, which is lower than production's {from} (`blobferry rollback` goes back)"
     );
     Judgement::answered(gate, Verdict::Refuse, reason, evidence)
-}
-
-fn rank(side: &Versioned) -> Option<semver::Version> {
-    side.tag.as_ref().and_then(version)
 }
 
 #[cfg(test)]

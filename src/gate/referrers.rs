@@ -16,21 +16,22 @@ pub struct Attached {
     pub artifact_type: String,
 }
 
+fn found<'a>(required: &str, attached: &'a [Attached]) -> Option<&'a Attached> {
+    attached
+        .iter()
+        .find(|attached| attached.artifact_type == required)
+}
+
 /// The verdict on what is attached.
 pub fn judge(required: &[String], attached: &[Attached]) -> Judgement {
-    let found = |required: &String| {
-        attached
-            .iter()
-            .find(|attached| attached.artifact_type == *required)
-    };
     let missing: Vec<&str> = required
         .iter()
-        .filter(|required| found(required).is_none())
+        .filter(|required| found(required, attached).is_none())
         .map(String::as_str)
         .collect();
     let evidence: Vec<_> = required
         .iter()
-        .filter_map(found)
+        .filter_map(|required| found(required, attached))
         .map(|attached| json!({"artifact_type": attached.artifact_type, "digest": attached.digest}))
         .collect();
     let evidence = json!({"referrers": evidence});

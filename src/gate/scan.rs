@@ -74,10 +74,12 @@ impl Current {
     /// A severity that is counted, although no finding has it.
     fn missing(&self, severities: &[Severity]) -> Option<Severity> {
         let counts = self.counts.as_ref()?;
-        let is_missing = |severity: &&Severity| {
-            counts.get(severity).is_some_and(|count| *count > 0) && !self.listed.contains(severity)
-        };
-        severities.iter().find(is_missing).copied()
+        let mut unlisted = severities
+            .iter()
+            .filter(|severity| !self.listed.contains(severity));
+        unlisted
+            .find(|severity| counts.get(severity).is_some_and(|count| *count > 0))
+            .copied()
     }
 }
 
@@ -88,6 +90,12 @@ pub struct SignedScan {
     pub evidence: Value,
     /// Its findings, or why not even their time can be read.
     pub page: Result<FindingsPage, String>,
+}
+
+impl SignedScan {
+    fn time(&self) -> Option<Timestamp> {
+        self.page.as_ref().ok()?.scanned
+    }
 }
 
 /// What is read next.
@@ -134,12 +142,11 @@ impl<'a> Findings<'a> {
             self.images.insert(image);
             return self.pending.push((image, why));
         }
-        let time = |scan: &SignedScan| scan.page.as_ref().ok()?.scanned;
-        let Some(newest) = scans.iter().filter_map(time).max() else {
+        let Some(newest) = scans.iter().filter_map(SignedScan::time).max() else {
             self.images.insert(image);
             return self.pending.push((image, format!("no scan by {signer}")));
         };
-        for scan in scans.into_iter().filter(|scan| time(scan) == Some(newest)) {
+        for scan in scans.into_iter().filter(|scan| scan.time() == Some(newest)) {
             self.statements.push(scan.evidence);
             let page = scan.page.unwrap_or_default();
             self.add(image, signer, ScanAnswer::Findings(page));
@@ -349,13 +356,12 @@ impl<'a> Findings<'a> {
         let pending: Vec<Value> = pending
             .map(|(image, status)| json!({"image": image, "status": status}))
             .collect();
-        let named = |ids: &BTreeSet<String>| ids.iter().take(NAMED).cloned().collect::<Vec<_>>();
-        let ignored: BTreeMap<String, &str> = named(&self.ignored)
-            .into_iter()
-            .filter_map(|id| {
-                let reason = self.gate.ignore.get(&id)?.reason.as_str();
-                Some((id, reason))
-            })
+        let in_grace: Vec<&String> = self.in_grace.iter().take(NAMED).collect();
+        let ignored: BTreeMap<&String, &str> = self
+            .ignored
+            .iter()
+            .take(NAMED)
+            .filter_map(|id| Some((id, self.gate.ignore.get(id)?.reason.as_str())))
             .collect();
         let from = match &self.gate.from {
             ScanOrigin::Registry(side) => json!({"from": "ecr", "at": side}),
@@ -369,7 +375,7 @@ impl<'a> Findings<'a> {
             "counts": counts,
             "found": found,
             "ignored": ignored,
-            "grace": named(&self.in_grace),
+            "grace": in_grace,
             "until": self.until,
             "pending": pending,
         });

@@ -297,6 +297,14 @@ struct Rule {
     properties: BTreeMap<String, Value>,
 }
 
+impl Rule {
+    /// Whether a result with this id may mean it.
+    fn is_meant_by(&self, id: &str) -> bool {
+        let below = id.strip_prefix(&*self.id);
+        below.is_some_and(|below| below.is_empty() || below.starts_with('/'))
+    }
+}
+
 #[derive(Default, Deserialize)]
 struct DefaultConfiguration {
     level: Option<String>,
@@ -372,14 +380,8 @@ impl Tool {
     /// component; without an id by its place.
     fn rules_of(&self, result: &SarifResult) -> Vec<&Rule> {
         if let Some(id) = result.id() {
-            let is_meant = |rule: &&Rule| {
-                let below = id.strip_prefix(&*rule.id);
-                below.is_some_and(|below| below.is_empty() || below.starts_with('/'))
-            };
-            return self
-                .components()
-                .flat_map(|one| one.rules.iter().filter(is_meant))
-                .collect();
+            let rules = self.components().flat_map(|one| &one.rules);
+            return rules.filter(|rule| rule.is_meant_by(id)).collect();
         }
         let reference = result.rule.as_ref();
         let index = result.rule_index.or(reference.and_then(|rule| rule.index));

@@ -173,6 +173,18 @@ struct Batch {
     last: u64,
 }
 
+impl Batch {
+    fn append_to(&self, audit: &Mutex<AuditFile>) -> Result<(), String> {
+        let mut audit = audit.lock().unwrap_or_else(PoisonError::into_inner);
+        let written = audit.append(&self.lines);
+        if written.is_ok() {
+            audit.last = self.last;
+        }
+        let path = audit.path.display();
+        written.map_err(|error| format!("the audit file {path} cannot be written: {error}"))
+    }
+}
+
 /// Whether the audit file follows.
 #[derive(Debug, Default)]
 pub(super) struct AuditState {
@@ -255,14 +267,11 @@ impl Ledger {
             ..Query::default()
         };
         let row = self.page(query).await?.pop();
-        let is_other = |row: Row| {
-            known
-                .hash
-                .is_some_and(|hash| row.id == known.id && row.hash != hash)
-        };
-        Ok(row
-            .is_some_and(is_other)
-            .then(|| format!("it knows another row {}", known.id)))
+        let row = row.filter(|row| row.id == known.id);
+        let is_other = row
+            .zip(known.hash)
+            .is_some_and(|(row, hash)| row.hash != hash);
+        Ok(is_other.then(|| format!("it knows another row {}", known.id)))
     }
 
     /// Writes the rows that the file lacks, and each later one until the task is ended. While that
@@ -306,16 +315,7 @@ impl Ledger {
                 return Ok(());
             };
             let audit = audit.clone();
-            let append = move || {
-                let mut audit = audit.lock().unwrap_or_else(PoisonError::into_inner);
-                let written = audit.append(&batch.lines);
-                if written.is_ok() {
-                    audit.last = batch.last;
-                }
-                let path = audit.path.display();
-                written.map_err(|error| format!("the audit file {path} cannot be written: {error}"))
-            };
-            let appended = tokio::task::spawn_blocking(append).await;
+            let appended = tokio::task::spawn_blocking(move || batch.append_to(&audit)).await;
             appended
                 .unwrap_or_else(|error| Err(error.to_string()))
                 .map_err(Fault::retryable)?;

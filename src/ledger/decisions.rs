@@ -134,11 +134,22 @@ impl Memory {
     pub(super) fn adopt(&self, in_force: InForce) {
         let version = in_force.version;
         let mut state = self.lock();
-        let is_older = |known: &Arc<InForce>| known.version >= version;
-        if !state.in_force.as_ref().is_some_and(is_older) {
+        let known = state.in_force.as_ref();
+        if known.is_none_or(|known| known.version < version) {
             state.in_force = Some(Arc::new(in_force));
             self.version.send_replace(version);
         }
+    }
+
+    /// Those of `ids` that hold now.
+    fn holding(&self, db: &Connection, ids: &[u64]) -> rusqlite::Result<Vec<u64>> {
+        let now = clock::now();
+        let acting = acting(db)?;
+        let holding = acting.decisions.iter().filter(|one| self.holds(one, now));
+        Ok(holding
+            .map(|one| one.id)
+            .filter(|id| ids.contains(id))
+            .collect())
     }
 
     /// The decisions that were read first, and the intents that an earlier process left.
@@ -239,8 +250,11 @@ impl Ledger {
     pub fn holding(&self) -> Vec<Numbered> {
         let known = self.known_decisions();
         let now = clock::now();
-        let holds = |one: &&Numbered| self.decisions.holds(one, now);
-        known.decisions.iter().filter(holds).cloned().collect()
+        let decisions = known.decisions.iter();
+        decisions
+            .filter(|one| self.decisions.holds(one, now))
+            .cloned()
+            .collect()
     }
 
     /// What tells that our clock is off. The first counts.
@@ -315,23 +329,16 @@ impl Ledger {
         facts: RunFacts,
     ) -> Result<Option<Numbered>, Fault> {
         let memory = self.decisions.clone();
-        let change = move |db: &Connection| {
-            let acting = acting(db)?;
-            let now = clock::now();
-            let ends: Vec<u64> = acting
-                .decisions
-                .iter()
-                .filter(|decision| memory.holds(decision, now))
-                .map(|decision| decision.id)
-                .filter(|id| ids.contains(id))
-                .collect();
-            if ends.is_empty() {
-                return Ok(None);
-            }
-            let decision = Decision { ends, ..decision };
-            add(db, Kind::Release, decision, &facts).map(Some)
-        };
-        let released = self.change_decisions(change).await?;
+        let released = self
+            .change_decisions(move |db| {
+                let ends = memory.holding(db, &ids)?;
+                if ends.is_empty() {
+                    return Ok(None);
+                }
+                let decision = Decision { ends, ..decision };
+                add(db, Kind::Release, decision, &facts).map(Some)
+            })
+            .await?;
         if let Some(released) = &released {
             // Names that go by an accept that it ends.
             self.settled_sends(released).await;
@@ -397,8 +404,8 @@ impl Ledger {
             let _ = reply.send(outcome.map_err(unwritable));
         };
         self.store.queue(act, settle).await;
-        let gone = |_| Fault::retryable("the ledger was closed");
-        let changed = answer.await.map_err(gone)??;
+        let answer = answer.await;
+        let changed = answer.map_err(|_| Fault::retryable("the ledger was closed"))??;
         self.audit.row_added();
         self.check_folder()
             .map_err(|gone| Fault::retryable(gone.to_string()))?;
@@ -487,10 +494,11 @@ fn acting(db: &Connection) -> rusqlite::Result<InForce> {
     })
 }
 
+fn damaged(text: String) -> rusqlite::Error {
+    rusqlite::Error::FromSqlConversionFailure(3, rusqlite::types::Type::Text, text.into())
+}
+
 fn numbered(row: &rusqlite::Row<'_>) -> rusqlite::Result<Numbered> {
-    let damaged = |text: String| {
-        rusqlite::Error::FromSqlConversionFailure(3, rusqlite::types::Type::Text, text.into())
-    };
     let kind: String = row.get(2)?;
     let kind = Kind::of_name(&kind).ok_or_else(|| damaged(format!("no decision is a {kind}")))?;
     let decision: Decision = serde_json::from_str(row.get_ref(3)?.as_str()?)

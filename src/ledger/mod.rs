@@ -157,9 +157,10 @@ impl TagRecord {
     /// Whether a listing that shows `listed` may show what was there before our own write, or
     /// before what was reported.
     pub fn may_be_behind(&self, listed: Option<Digest>, now: Timestamp) -> bool {
-        let is_recent = |at: Timestamp| now.duration_since(at).as_secs() < READS_LAG;
-        let was_just_written =
-            !self.agreed && self.at.is_some_and(is_recent) && listed != self.digest;
+        let is_recent = self
+            .at
+            .is_some_and(|at| now.duration_since(at).as_secs() < READS_LAG);
+        let was_just_written = !self.agreed && is_recent && listed != self.digest;
         let was_reported_otherwise = self.reported.is_some() && listed != self.reported;
         was_just_written || was_reported_otherwise || !self.intended.is_empty()
     }

@@ -301,20 +301,9 @@ pub(super) fn troubled(
         FROM jobs JOIN rows newest ON newest.id = (SELECT max(id) FROM rows WHERE job = jobs.id)
         WHERE jobs.origin = ?1 AND jobs.repository = ?2
             AND json_extract(newest.content, '$.result') NOT IN ('promoted', 'up_to_date')";
-    let text = |row: &rusqlite::Row<'_>, at: usize| row.get::<_, String>(at);
-    let read = |row: &rusqlite::Row<'_>| {
-        Ok([
-            text(row, 0)?,
-            text(row, 1)?,
-            text(row, 2)?,
-            text(row, 3)?,
-            text(row, 4)?,
-            row.get::<_, Option<String>>(5)?.unwrap_or_default(),
-        ])
-    };
     let rows = db
         .prepare_cached(sql)?
-        .query_map([origin, repository], read)?
+        .query_map([origin, repository], UnsettledJob::columns)?
         .collect::<Result<Vec<_>, _>>()?;
     Ok(rows
         .into_iter()
@@ -323,6 +312,18 @@ pub(super) fn troubled(
 }
 
 impl UnsettledJob {
+    fn columns(row: &rusqlite::Row<'_>) -> rusqlite::Result<[String; 6]> {
+        let digest: Option<String> = row.get(5)?;
+        Ok([
+            row.get(0)?,
+            row.get(1)?,
+            row.get(2)?,
+            row.get(3)?,
+            row.get(4)?,
+            digest.unwrap_or_default(),
+        ])
+    }
+
     /// `None` for a row that no current version writes.
     fn read(
         [route, source, tag, destination, result, digest]: [String; 6],

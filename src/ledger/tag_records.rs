@@ -53,19 +53,27 @@ pub(super) fn of_repository(
     let mut intents = db.prepare_cached(
         "SELECT tag, digest, replaces FROM intents WHERE origin = ?1 AND repository = ?2 ORDER BY id",
     )?;
-    let intended = |row: &Row<'_>| Ok((parsed::<Tag>(row, 0)?, intent(row, 1)?));
     for intended in intents.query_map([origin, repository], intended)? {
         let (tag, intent) = intended?;
         known.entry(tag).or_default().add(intent);
     }
-    let tagged = |row: &Row<'_>| Ok((parsed::<Tag>(row, 0)?, parsed::<Digest>(row, 1)?));
     let mut reports = db
         .prepare_cached("SELECT tag, digest FROM reported WHERE origin = ?1 AND repository = ?2")?;
-    for report in reports.query_map([origin, repository], tagged)? {
+    for report in reports.query_map([origin, repository], reported)? {
         let (tag, digest) = report?;
         known.entry(tag).or_default().reported = Some(digest);
     }
     Ok(known)
+}
+
+/// The columns `tag, digest, replaces`.
+fn intended(row: &Row<'_>) -> rusqlite::Result<(Tag, Intent)> {
+    Ok((parsed(row, 0)?, intent(row, 1)?))
+}
+
+/// The columns `tag, digest`.
+fn reported(row: &Row<'_>) -> rusqlite::Result<(Tag, Digest)> {
+    Ok((parsed(row, 0)?, parsed(row, 1)?))
 }
 
 /// The columns `digest, agreed, at`, from `column` on.

@@ -1,8 +1,8 @@
 //! The judgement: whether a tag of a set may be named, and which member is the next.
 
-use super::SetTag;
 use super::fact::{Fact, State};
 use super::naming::Naming;
+use super::{MemberTag, SetTag};
 use crate::oci::Tag;
 
 /// What the facts come to.
@@ -20,15 +20,8 @@ pub enum Verdict {
 
 /// Judges a tag of a set; `facts` are those of its members, in their order.
 pub fn judge(set: &SetTag, facts: &[Fact], begun: Option<&Naming>) -> Verdict {
-    let is_done = |(position, fact): (usize, &Fact)| match (&fact.state, begun) {
-        (State::Named(digest), Some(begun)) if set.is_moving => {
-            let place = &set.members[position].key.destination;
-            begun.goal(place).is_none_or(|goal| goal == *digest)
-        }
-        (State::Named(_), _) => true,
-        _ => false,
-    };
-    let next = facts.iter().enumerate().position(|one| !is_done(one));
+    let mut members = set.members.iter().zip(facts);
+    let next = members.position(|(member, fact)| !is_done(set, member, fact, begun));
     let Some(next) = next else {
         return Verdict::Whole;
     };
@@ -55,14 +48,26 @@ pub fn judge(set: &SetTag, facts: &[Fact], begun: Option<&Naming>) -> Verdict {
     }
 }
 
+fn is_done(set: &SetTag, member: &MemberTag, fact: &Fact, begun: Option<&Naming>) -> bool {
+    match (&fact.state, begun) {
+        (State::Named(digest), Some(begun)) if set.is_moving => {
+            let goal = begun.goal(&member.key.destination);
+            goal.is_none_or(|goal| goal == *digest)
+        }
+        (State::Named(_), _) => true,
+        _ => false,
+    }
+}
+
 /// What the set lacks.
 fn lacks(set: &SetTag, facts: &[Fact]) -> Option<String> {
-    let members = || set.members.iter().zip(facts);
-    let missing: Vec<String> = members()
+    let members = set.members.iter().zip(facts);
+    let missing: Vec<String> = members
+        .clone()
         .filter(|(_, fact)| fact.state == State::Missing)
         .map(|(member, _)| member.shown())
         .collect();
-    let kept_back: Vec<String> = members()
+    let kept_back: Vec<String> = members
         .filter_map(|(member, fact)| match &fact.state {
             State::KeptBack(how) => Some(format!("{} ({how})", member.shown())),
             _ => None,

@@ -121,9 +121,12 @@ impl Sets {
 
     /// How many members the largest set has.
     pub fn largest(&self) -> usize {
-        let count = |set: &Arc<str>| self.0.iter().filter(|one| one.set == *set).count();
-        let counts = self.0.iter().map(|member| count(&member.set));
-        counts.max().unwrap_or_default()
+        let sizes = self.0.iter().map(|one| self.members_of(&one.set).count());
+        sizes.max().unwrap_or_default()
+    }
+
+    fn members_of(&self, set: &str) -> impl Iterator<Item = &Member> {
+        self.0.iter().filter(move |member| *member.set == *set)
     }
 
     /// The name of the tag of a set that a tag of a destination is part of.
@@ -139,11 +142,12 @@ impl Sets {
     /// The tag of a set that a tag of a destination is part of.
     pub fn of(&self, place: &TagId) -> Option<SetTag> {
         let SetName { set, tag } = self.name_of(place)?;
-        let of_set = self.0.iter().filter(|member| member.set == set);
+        let of_set = self.members_of(&set);
         let members: Vec<MemberTag> = of_set.filter_map(|member| member.tagged(&tag)).collect();
-        let is_moving = |one: &MemberTag| one.member.selection.is_moving(&tag);
         Some(SetTag {
-            is_moving: members.iter().any(is_moving),
+            is_moving: members
+                .iter()
+                .any(|one| one.member.selection.is_moving(&tag)),
             members,
             name: SetName { set, tag },
         })
@@ -153,8 +157,9 @@ impl Sets {
 impl SetTag {
     /// The member with a tag of a destination.
     pub fn member(&self, place: &TagId) -> Option<&MemberTag> {
-        let is_here = |one: &&MemberTag| one.key.destination == *place;
-        self.members.iter().find(is_here)
+        self.members
+            .iter()
+            .find(|member| member.key.destination == *place)
     }
 }
 
