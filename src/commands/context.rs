@@ -139,8 +139,9 @@ impl Context {
 
     /// Whether the config has the registry.
     pub(super) fn knows(&self, named: &Named, side: Side) -> bool {
-        let find = |topology| Directory::of_world(topology).find(named, side).is_some();
-        self.topology.as_deref().is_some_and(find)
+        self.topology
+            .as_deref()
+            .is_some_and(|topology| Directory::of_world(topology).find(named, side).is_some())
     }
 
     /// Whether a route of the config leads there.

@@ -12,7 +12,7 @@ use crate::job::{Gates, Key, TagRules};
 use crate::look::topology::{self, Topology};
 use crate::oci::Tag;
 use crate::route::Route;
-use crate::transfer::retry::{CurrentRules, RulesInForce};
+use crate::transfer::retry::{CurrentRules, PlatformNow, RulesInForce};
 
 /// What a config lets stand between an act and its destination.
 #[derive(Clone, Debug, Default)]
@@ -72,18 +72,21 @@ impl Ends {
             .routes_to(&self.named)
             .collect();
         let source = self.from.repository();
-        let leads_here = |route: &&Route| {
-            let there = topology.destinations(route, source);
-            there.is_ok_and(|there| there.iter().any(|side| self.is_destination(side)))
-        };
-        let own = topology.routes_reading(self.from.origin(), source);
-        let own: Vec<&Route> = own.filter(leads_here).collect();
+        let own: Vec<&Route> = topology
+            .routes_reading(self.from.origin(), source)
+            .filter(|route| self.is_end_of(route, topology))
+            .collect();
         let guarding = if own.is_empty() { &routes } else { &own };
         Guards {
             guarding: guarding.iter().copied().cloned().collect(),
             gates: Gates::together(guarding.iter().map(|route| route.gates.clone())),
             routes: routes.iter().map(|route| route.name.clone()).collect(),
         }
+    }
+
+    fn is_end_of(&self, route: &Route, topology: &Topology) -> bool {
+        let there = topology.destinations(route, self.from.repository());
+        there.is_ok_and(|there| there.iter().any(|side| self.is_destination(side)))
     }
 
     fn is_destination(&self, side: &topology::Side) -> bool {
@@ -113,7 +116,7 @@ impl Ends {
             (!is_withdrawn).then(|| RulesInForce {
                 tag: guards.rules(&key.destination.tag),
                 backup: guards.backup(&key.destination.tag),
-                platform: Some(guards.platform().map(|only| only.platform().clone())),
+                platform: PlatformNow::of(guards.platform().as_deref()),
                 gates: guards.gates,
                 observes: false,
             })

@@ -91,10 +91,10 @@ impl Order {
         stop: &Stop,
     ) -> Result<Option<Report>, Error> {
         let is_routed = self.pairs.iter().any(|pair| context.is_routed(&pair.to));
-        let is_known = |pair: &Pair| {
+        let are_known = self.pairs.iter().all(|pair| {
             context.knows(&pair.from, Side::Source) && context.knows(&pair.to, Side::Destination)
-        };
-        if !is_routed && !self.pairs.iter().all(is_known) {
+        });
+        if !is_routed && !are_known {
             return Ok(None);
         }
         let settle = context.settle(Arc::default(), None);

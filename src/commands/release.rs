@@ -33,22 +33,26 @@ impl Released<'_> {
     /// The decisions that it ends: those with exactly its target, and where there are none, those
     /// with a target of the same meaning.
     pub(crate) fn of<'d>(&self, in_force: &'d InForce) -> Vec<&'d Numbered> {
-        let all = || in_force.decisions.iter();
+        let all = in_force.decisions.iter();
         if let Some(id) = self.id {
-            return all().filter(|one| one.id == id).collect();
+            return all.filter(|one| one.id == id).collect();
         }
         let text = self.target.to_string();
-        let exactly: Vec<&Numbered> = all().filter(|one| one.target.to_string() == text).collect();
+        let exactly = all.clone().filter(|one| one.target.to_string() == text);
+        let exactly: Vec<&Numbered> = exactly.collect();
         if !exactly.is_empty() {
             return exactly;
         }
-        all().filter(|one| self.means(&one.target)).collect()
+        all.filter(|one| self.means(&one.target)).collect()
     }
 
     fn means(&self, other: &Target) -> bool {
-        let meaning = |target| self.topology.and_then(|known| Meaning::of(target, known));
-        let own = meaning(self.target);
-        own.is_some() && own == meaning(other)
+        let own = self.meaning(self.target);
+        own.is_some() && own == self.meaning(other)
+    }
+
+    fn meaning(&self, target: &Target) -> Option<Meaning> {
+        Meaning::of(target, self.topology?)
     }
 
     /// Why it ends nothing, with the decisions that are in force there.

@@ -341,12 +341,11 @@ impl<B: Repositories> RepositoryLook<'_, B> {
             found.totals.only_in_destination = alone.count() as u64;
         }
         let unnamed = self.unnamed(side, listing);
-        let nameable = |tag: &&Tag| !unnamed.contains_key(*tag);
         found.trouble.extend(unnamed.values().cloned());
         let (moving, fixed): (Vec<Tag>, Vec<Tag>) = listing
             .chosen
             .iter()
-            .filter(nameable)
+            .filter(|tag| !unnamed.contains_key(*tag))
             .cloned()
             .partition(|tag| self.route.selection.is_moving(tag));
         let fixed = view.reconcile(fixed, &mut found).await;
@@ -364,30 +363,32 @@ impl<B: Repositories> RepositoryLook<'_, B> {
 
     /// The chosen tags that are not promoted because of their names, with the reasons.
     fn unnamed(&self, side: &Side<B::Repository>, listing: &Listing) -> BTreeMap<Tag, Trouble> {
+        let name = &self.route.name;
+        let unnamed = listing.chosen.iter().filter_map(|tag| {
+            let why = self.why_unnamed(tag, side)?;
+            let fault = Fault::rejected(format!("route {name}: {why}"));
+            Some((tag.clone(), Trouble::from(&fault)))
+        });
+        unnamed.collect()
+    }
+
+    fn why_unnamed(&self, tag: &Tag, side: &Side<B::Repository>) -> Option<String> {
         let address = side.repository.address();
-        let names_there = |tag: &Tag| {
-            let there = side.naming.name(tag)?;
-            let backup = self.route.backup.as_ref();
-            let backup = backup.filter(|_| self.route.selection.is_moving(tag));
-            backup
-                .is_none_or(|backup| backup.name(&there).is_some())
-                .then_some(there)
+        let Some(there) = side.naming.name(tag) else {
+            return Some(format!(
+                "{tag} would be too long a tag under its name in {address}"
+            ));
         };
-        let of_tag = |tag: &Tag| {
-            let text = match names_there(tag) {
-                None if side.naming.name(tag).is_some() => {
-                    format!("the backup of {tag} would have too long a tag in {address}")
-                }
-                None => format!("{tag} would be too long a tag under its name in {address}"),
-                Some(there) if self.route.is_backup(&there, &side.naming) => format!(
-                    "{tag} is not promoted: {there} in {address} is the backup of a moving tag (leave it out by `exclude`)"
-                ),
-                Some(_) => return None,
-            };
-            let text = format!("route {}: {text}", self.route.name);
-            Some((tag.clone(), Trouble::from(&Fault::rejected(text))))
-        };
-        listing.chosen.iter().filter_map(of_tag).collect()
+        if self.route.backs_up(tag) && self.route.backup_of(tag, &there).is_none() {
+            return Some(format!(
+                "the backup of {tag} would have too long a tag in {address}"
+            ));
+        }
+        self.route.is_backup(&there, &side.naming).then(|| {
+            format!(
+                "{tag} is not promoted: {there} in {address} is the backup of a moving tag (leave it out by `exclude`)"
+            )
+        })
     }
 
     fn blind(&self, fault: Fault) -> DestinationResult {

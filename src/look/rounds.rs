@@ -43,8 +43,11 @@ impl VerifyRounds {
             return false;
         }
         let shift = shift(repository, tag, self.length);
-        let round = |time: Timestamp| (time.as_millisecond() + shift).div_euclid(self.length);
-        round(one) == round(other)
+        self.round(one, shift) == self.round(other, shift)
+    }
+
+    fn round(&self, time: Timestamp, shift: i64) -> i64 {
+        (time.as_millisecond() + shift).div_euclid(self.length)
     }
 }
 

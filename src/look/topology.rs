@@ -17,7 +17,7 @@ use crate::route::{Naming, Route, Routes, Template};
 use crate::set::{Member, Set, Sets};
 use crate::status::metrics::Metrics;
 use crate::transfer::Engine;
-use crate::transfer::retry::RulesInForce;
+use crate::transfer::retry::{PlatformNow, RulesInForce};
 
 /// Intervals of looks that no event asks for.
 #[derive(Clone, Copy, Debug)]
@@ -176,7 +176,7 @@ impl<B: Repositories> Topology<B> {
             gates: route.gates.clone(),
             backup: route.backup_of(&key.tag, &place.tag),
             observes: route.observes(),
-            platform: Some(route.platform.as_ref().map(|only| only.platform().clone())),
+            platform: PlatformNow::of(route.platform.as_deref()),
         })
     }
 

@@ -382,13 +382,11 @@ impl Parts {
         self.transfer.retain(&places, &registries);
         self.transfer.health.retain(|name| in_use.contains(name));
         self.wire.retain(&registries);
-        let goes_on = |route: &Route| {
-            now.route(&route.name)
-                .is_some_and(|now| holds_still(route, now))
-                && stay_where_they_are(route, &before.backends, &now.backends)
-        };
-        for route in before.routes.0.iter().filter(|route| !goes_on(route)) {
-            if let Some(token) = before.withdrawn.get(&route.name) {
+        for route in &before.routes.0 {
+            let later = now.route(&route.name);
+            let goes_on = later.is_some_and(|later| holds_still(route, later))
+                && stay_where_they_are(route, &before.backends, &now.backends);
+            if !goes_on && let Some(token) = before.withdrawn.get(&route.name) {
                 token.cancel();
             }
         }
@@ -454,14 +452,12 @@ impl Parts {
 fn holds_still(before: &Route, now: &Route) -> bool {
     let reads_same = before.from.registry() == now.from.registry()
         && before.from.repository() == now.from.repository();
-    let same = |a: &Template, b: &Template| {
-        a.registry() == b.registry() && a.repository() == b.repository()
-    };
-    reads_same
-        && before
-            .to
-            .iter()
-            .all(|before| now.to.iter().any(|now| same(before, now)))
+    let mut written = before.to.iter();
+    reads_same && written.all(|to| now.to.iter().any(|now| is_same_place(to, now)))
+}
+
+fn is_same_place(one: &Template, other: &Template) -> bool {
+    one.registry() == other.registry() && one.repository() == other.repository()
 }
 
 /// Whether the registries of a route are the same ones under the same names.

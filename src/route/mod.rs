@@ -74,10 +74,13 @@ impl Route {
     /// The backup tag of a tag, which has these names at the source and at the destination. `None`:
     /// there is none, or its name would be too long.
     pub fn backup_of(&self, tag: &Tag, there: &Tag) -> Option<Tag> {
-        let backup = self.backup.as_ref();
-        backup
-            .filter(|_| self.selection.is_moving(tag))?
-            .name(there)
+        let backup = self.backup.as_ref().filter(|_| self.backs_up(tag));
+        backup?.name(there)
+    }
+
+    /// Whether what a tag named gets a backup tag before it moves.
+    pub fn backs_up(&self, tag: &Tag) -> bool {
+        self.backup.is_some() && self.selection.is_moving(tag)
     }
 
     /// Whether a tag of a destination is the backup of a moving tag there.

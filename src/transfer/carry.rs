@@ -10,6 +10,7 @@ use futures::stream::{self, StreamExt as _};
 
 use super::Promotion;
 use super::limits::RequestClass;
+use super::refusals;
 use super::survey::Image;
 use crate::endpoint::{Destination, Put, Source};
 use crate::fault::{Class, Fault};
@@ -60,8 +61,10 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
                     .any(|child| waiting.contains(&child.digest))
             });
             let digests = ready.iter().map(|manifest| manifest.digest).collect();
-            let put = |manifest| async move { self.put_by_digest(image, &manifest).await }.boxed();
-            let puts = ready.into_iter().map(put).collect();
+            let puts = ready
+                .into_iter()
+                .map(|manifest| async move { self.put_by_digest(image, &manifest).await }.boxed())
+                .collect();
             side_by_side(puts, self.engine.settings.bounds.manifests).await?;
             self.remember_manifests(digests).await;
             left = rest;
@@ -107,15 +110,6 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     /// again; foreign layers only if it insists on them. Tags are written by
     /// [`Promotion::move_tag`] alone.
     pub(super) async fn put(&self, image: &Image, manifest: &Manifest) -> Result<Put, Fault> {
-        let write = |destination: D| {
-            let manifest = manifest.clone();
-            async move {
-                let _carrying = self.begin_carry(&manifest.digest)?;
-                destination
-                    .put_manifest(&Target::Digest(manifest.digest), &manifest)
-                    .await
-            }
-        };
         self.is_not_denied(&manifest.digest)?;
         let refusal = self.refusal_of(&manifest.digest);
         if let Some(fault) =
@@ -125,31 +119,39 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         {
             return Err(fault);
         }
-        let note = |fault: Fault| {
-            let is_denied = self.is_not_denied(&manifest.digest).is_err();
-            if fault.class() == Class::Rejected && !is_denied {
-                self.engine.refusals.note(refusal.clone(), &fault);
-            }
-            fault
-        };
         for _ in 0..self.engine.settings.bounds.repairs {
-            match self
-                .ask_destination(RequestClass::Writes, write)
-                .await
-                .map_err(note)?
-            {
+            match self.write_by_digest(manifest, &refusal).await? {
                 Put::Missing(named) => self.repair(image, manifest, &named).await?,
                 put => return Ok(self.committed(manifest, put).await),
             }
         }
-        match self
-            .ask_destination(RequestClass::Writes, write)
-            .await
-            .map_err(note)?
-        {
+        match self.write_by_digest(manifest, &refusal).await? {
             Put::Missing(named) => Err(self.misses(manifest, &named)),
             put => Ok(self.committed(manifest, put).await),
         }
+    }
+
+    /// Notes a rejection as a refusal, unless a denial is the reason.
+    async fn write_by_digest(
+        &self,
+        manifest: &Manifest,
+        refusal: &refusals::Subject,
+    ) -> Result<Put, Fault> {
+        let written = self.ask_destination(RequestClass::Writes, |destination| {
+            let manifest = manifest.clone();
+            async move {
+                let _carrying = self.begin_carry(&manifest.digest)?;
+                destination
+                    .put_manifest(&Target::Digest(manifest.digest), &manifest)
+                    .await
+            }
+        });
+        written.await.inspect_err(|fault| {
+            let is_denied = self.is_not_denied(&manifest.digest).is_err();
+            if fault.class() == Class::Rejected && !is_denied {
+                self.engine.refusals.note(refusal.clone(), fault);
+            }
+        })
     }
 
     /// Notes that a manifest refers to its blobs: some registries mount only such blobs.

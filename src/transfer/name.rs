@@ -204,12 +204,9 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             .stop
             .rules
             .of(self.job, self.source.origin())
-            .filter(|rules| !is_withdrawn && (self.job.dry_run || !rules.observes));
-        let is_read = |rules: &RulesInForce| match &rules.platform {
-            Some(platform) => platform.as_ref() == self.source.platform(),
-            None => true,
-        };
-        rules.filter(is_read).ok_or_else(Fault::cancelled)
+            .filter(|rules| !is_withdrawn && (self.job.dry_run || !rules.observes))
+            .filter(|rules| rules.platform.is(self.source.platform()));
+        rules.ok_or_else(Fault::cancelled)
     }
 
     /// The rules of the last plan.

@@ -17,6 +17,7 @@ use super::limits::{RegistryLimiter, RequestPriority};
 use super::sets::CurrentSets;
 use super::{Engine, Metrics};
 use crate::backoff::Backoff;
+use crate::endpoint::OnlyPlatform;
 use crate::endpoint::Origin;
 use crate::fault::{Class, Fault};
 use crate::job::{Gates, Job, Key, SHORT_WAIT, TagRules};
@@ -197,9 +198,46 @@ pub struct RulesInForce {
     pub backup: Option<Tag>,
     /// Whether the route writes nothing: its jobs only plan.
     pub observes: bool,
-    /// The platform that the route reads now, if it reads one alone. `None`: what it reads has not
-    /// changed since the job began.
-    pub platform: Option<Option<Platform>>,
+    /// The platform that the route reads.
+    pub platform: PlatformNow,
+}
+
+/// What a route reads of an image now.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum PlatformNow {
+    /// What it read when the job began.
+    #[default]
+    AsBegun,
+    /// One platform alone, or with `None` the whole image.
+    Reads(Option<Platform>),
+}
+
+impl PlatformNow {
+    /// What is read now.
+    pub fn of(only: Option<&OnlyPlatform>) -> PlatformNow {
+        PlatformNow::Reads(only.map(|only| only.platform().clone()))
+    }
+
+    /// Whether that is what a job reads.
+    pub(super) fn is(&self, read: Option<&Platform>) -> bool {
+        match self {
+            PlatformNow::AsBegun => true,
+            PlatformNow::Reads(platform) => platform.as_ref() == read,
+        }
+    }
+}
+
+impl RulesInForce {
+    /// The rules that a job began with.
+    fn at_begin(job: &Job) -> RulesInForce {
+        RulesInForce {
+            tag: job.rules,
+            gates: job.gates.clone(),
+            backup: job.backup.clone(),
+            observes: false,
+            platform: PlatformNow::AsBegun,
+        }
+    }
 }
 
 impl From<TagRules> for RulesInForce {
@@ -223,16 +261,9 @@ impl CurrentRules {
 
     /// The rules for a job now. Where no config can change, those that it began with.
     pub fn of(&self, job: &Job, source: &Origin) -> Option<RulesInForce> {
-        let began_with = || RulesInForce {
-            tag: job.rules,
-            gates: job.gates.clone(),
-            backup: job.backup.clone(),
-            observes: false,
-            platform: None,
-        };
         match &self.0 {
             Some(rules) => rules(&job.key, source),
-            None => Some(began_with()),
+            None => Some(RulesInForce::at_begin(job)),
         }
     }
 }

@@ -98,6 +98,17 @@ impl Seen {
             Seen::KeptBack(_) => false,
         }
     }
+
+    fn state(&self) -> State {
+        match self {
+            Seen::Ready(ready) => State::Ready {
+                digest: ready.digest,
+                previous: ready.previous,
+                is_fresh: ready.is_fresh(),
+            },
+            Seen::KeptBack(how) => State::KeptBack(how.clone()),
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -167,12 +178,16 @@ impl Drop for UnderWay {
 impl Memory {
     /// What is known of a member. A dry run goes by what it has found, else by what is so.
     fn seen(&self, id: &GroupId, place: &TagId) -> Option<&Seen> {
-        let in_group = |id: &GroupId| self.groups.get(id)?.seen.get(place);
         let as_it_is = GroupId {
             is_dry_run: false,
             ..id.clone()
         };
-        in_group(id).or_else(|| in_group(&as_it_is))
+        self.seen_in(id, place)
+            .or_else(|| self.seen_in(&as_it_is, place))
+    }
+
+    fn seen_in(&self, id: &GroupId, place: &TagId) -> Option<&Seen> {
+        self.groups.get(id)?.seen.get(place)
     }
 
     fn group(&mut self, id: &GroupId) -> &mut Group {
@@ -276,17 +291,9 @@ impl SetMembers {
     /// The members' states as far as memory knows them.
     pub(super) fn states(&self, id: &GroupId, set: &SetTag) -> Vec<Option<State>> {
         let memory = self.lock();
-        let state = |seen: &Seen| match seen {
-            Seen::Ready(ready) => State::Ready {
-                digest: ready.digest,
-                previous: ready.previous,
-                is_fresh: ready.is_fresh(),
-            },
-            Seen::KeptBack(how) => State::KeptBack(how.clone()),
-        };
         let places = set.members.iter().map(|member| &member.key.destination);
         places
-            .map(|place| memory.seen(id, place).map(state))
+            .map(|place| memory.seen(id, place).map(Seen::state))
             .collect()
     }
 
@@ -302,11 +309,11 @@ impl SetMembers {
             .iter()
             .filter(|(other, _)| other.is_dry_run && other.name.set == id.name.set);
         let seen = of_set.flat_map(|(_, group)| &group.seen);
-        let is_it = |(other, seen): &(&TagId, &Seen)| {
-            let is_there = other.origin == place.origin && other.repository == place.repository;
-            is_there && seen.is_ready_for(digest)
-        };
-        seen.filter(is_it)
+        let beside = seen.filter(|(other, _)| {
+            other.origin == place.origin && other.repository == place.repository
+        });
+        beside
+            .filter(|(_, seen)| seen.is_ready_for(digest))
             .map(|(other, _)| other.tag.clone())
             .collect()
     }

@@ -32,14 +32,10 @@ impl Engine {
     ) -> Result<(), Fault> {
         let made = judged.begun.iter();
         let moved: Vec<_> = made.flat_map(|one| one.made(set, &judged.named)).collect();
-        let is_moved = |member: &&MemberTag| {
-            let place = &member.key.destination;
-            moved.iter().any(|one| one.is_of(place))
-        };
         let named: Vec<String> = set
             .members
             .iter()
-            .filter(is_moved)
+            .filter(|member| moved.iter().any(|one| one.is_of(&member.key.destination)))
             .map(MemberTag::shown)
             .collect();
         let text = format!(

@@ -194,12 +194,11 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         let in_force = self.engine.ledger.known_decisions();
         let now = self.expiry_time();
         let carried = self.carried();
-        let is_part = |denied: &&Digest| {
-            let is_beside = carried.as_ref().is_some_and(|all| all.contains(*denied));
+        let denied = in_force.denials(now).filter(|denied| {
+            let is_beside = carried.as_ref().is_some_and(|all| all.contains(denied));
             *denied == digest || is_beside
-        };
-        let denied: Vec<&Digest> = in_force.denials(now).filter(is_part).collect();
-        match in_force.denied(denied, now) {
+        });
+        match in_force.denied(denied.collect::<Vec<_>>(), now) {
             Some(block) => Err(Fault::rejected(block.reasons.join("; "))),
             None => Ok(()),
         }

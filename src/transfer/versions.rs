@@ -72,6 +72,18 @@ struct Candidate {
     listed: ListedTag,
 }
 
+impl Candidate {
+    /// `None`: its name is no version.
+    fn named(name: Tag, tag: Tag, listed: ListedTag) -> Option<Candidate> {
+        Some(Candidate {
+            version: version(&name)?,
+            tag,
+            name,
+            listed,
+        })
+    }
+}
+
 /// How many of the highest tags are asked although memory knows them.
 #[derive(Clone, Copy)]
 enum Anew {
@@ -116,13 +128,17 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         phase: Phase,
     ) -> Result<Versions, Fault> {
         let wanted: Vec<Digest> = facts.destination.into_iter().chain([digest]).collect();
-        let same = |tag: &Tag| Some(tag.clone());
-        let mut found = self.highest(&self.source, &wanted, phase, same).await?;
+        let mut found = self
+            .highest(&self.source, &wanted, phase, |tag| Some(tag.clone()))
+            .await?;
         // Staging may have dropped the tags of what production still names.
         if let Some(production) = facts.destination.filter(|there| !found.contains_key(there)) {
-            let name = |tag: &Tag| self.name_at_source(tag);
-            let there = &self.destination;
-            found.extend(self.highest(there, &[production], phase, name).await?);
+            let there = self
+                .highest(&self.destination, &[production], phase, |tag| {
+                    self.name_at_source(tag)
+                })
+                .await?;
+            found.extend(there);
         }
         let versioned = |digest: Digest| Versioned {
             digest,
@@ -181,8 +197,9 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         while let Some(answer) = asked.next().await {
             let (candidate, named) = answer?;
             if let Some(digest) = named.filter(|named| wanted.contains(named)) {
-                let name = || candidate.name.clone();
-                found.entry(digest).or_insert_with(name);
+                found
+                    .entry(digest)
+                    .or_insert_with(|| candidate.name.clone());
             }
             if has_all(&found, wanted) {
                 break;
@@ -204,18 +221,11 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             .engine
             .tags(repository, Reading::of(priority), self.stop)
             .await?;
-        let candidate = |(tag, listed): (Tag, ListedTag)| {
-            let name = name(&tag)?;
-            let version = version(&name)?;
-            Some(Arc::new(Candidate {
-                version,
-                tag,
-                name,
-                listed,
-            }))
-        };
-        let tags = tags.unwrap_or_default().into_iter();
-        let mut candidates: Vec<Arc<Candidate>> = tags.filter_map(candidate).collect();
+        let named = tags
+            .unwrap_or_default()
+            .into_iter()
+            .filter_map(|(tag, listed)| Candidate::named(name(&tag)?, tag, listed));
+        let mut candidates: Vec<Arc<Candidate>> = named.map(Arc::new).collect();
         candidates.sort_by(|one, other| {
             let by_version = other.version.cmp(&one.version);
             by_version.then_with(|| one.tag.cmp(&other.tag))

@@ -7,7 +7,6 @@ use crate::commands::one_tag::OneTag;
 use crate::commands::undecided::Undecided;
 use crate::decision::{InForce, Numbered};
 use crate::fault::Fault;
-use crate::job::Key;
 use crate::oci::Digest;
 
 /// Digests that a refusal lists at most.
@@ -50,10 +49,9 @@ impl Act<'_> {
         let shown = tag.shown();
         let Some(to) = to else {
             let now = clock::now();
-            let is_meant = |digest: &Digest| {
-                *digest != production && in_force.kept_out(&tag.place, digest, now).is_none()
-            };
-            return earlier.into_iter().find(is_meant).ok_or_else(|| {
+            let mut others = earlier.into_iter().filter(|digest| *digest != production);
+            let goal = others.find(|digest| in_force.kept_out(&tag.place, digest, now).is_none());
+            return goal.ok_or_else(|| {
                 Undecided::NotThere(format!(
                     "the ledger shows nothing else that {shown} named before; say `to`"
                 ))
@@ -73,11 +71,10 @@ impl Act<'_> {
     /// Whether a fixed tag of the repository has named a digest.
     async fn has_named_fixed(&self, tag: &OneTag, digest: &Digest) -> Result<bool, Fault> {
         let named_by = self.ledger.named_by(&tag.place, digest).await?;
-        let is_fixed = |key: &Key| {
+        Ok(named_by.iter().any(|key| {
             let route = self.topology.route(&key.route);
             route.is_some_and(|route| !route.selection.is_moving(&key.tag))
-        };
-        Ok(named_by.iter().any(is_fixed))
+        }))
     }
 
     /// Digests that the tag named before, and to which it could go.
