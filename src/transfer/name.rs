@@ -20,17 +20,17 @@
 //! alone. A wait that is longer than the job holds its permit for ends the job; the job that goes
 //! on counts its rounds on.
 
+mod answers;
+mod put;
+mod rounds;
+
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use futures::FutureExt as _;
-use futures::future::OptionFuture;
-use tokio::time::{Instant, timeout, timeout_at};
 
 use super::gates::Permission;
 use super::limits::{NamingPermit, RequestClass, RequestPriority};
-use super::resolve::{Attempts, TagAnswer};
 use super::retry::{RetryState, RulesInForce, stoppable};
 use super::set_naming::SetWait;
 use super::survey::{Image, TagFacts};
@@ -39,19 +39,13 @@ use super::verdict::Contents;
 use super::{Promotion, refusals};
 use crate::clock;
 use crate::decision::{Block, Candidate, Verdict};
-use crate::endpoint::{Destination, Put, Source};
-use crate::fault::{Class, Fault};
+use crate::endpoint::{Destination, Source};
+use crate::fault::Fault;
 use crate::gate::question::Phase;
 use crate::index::TagHint;
 use crate::job::{Gates, TagId, TagRules};
 use crate::ledger::Intended;
-use crate::oci::{Digest, Tag, Target};
-
-/// Most rounds of one naming.
-const ROUNDS: u32 = 10;
-/// Longest time for which a registry takes no questions, with a naming permit held. A token is
-/// waited for: the questions under a naming permit have the next one.
-const SOON: Duration = Duration::from_millis(500);
+use crate::oci::{Digest, Tag};
 
 /// A tag and its new manifest.
 pub(super) struct TagMove<'a> {
@@ -97,9 +91,6 @@ pub(super) enum Named {
     /// Its backup tag stays as it is. Nothing was named.
     NoBackup(String),
 }
-
-/// The answer of one side about the tag. `None`: the side was not asked.
-type Answer = Result<Option<TagAnswer>, Fault>;
 
 /// The registry that a failed step is about.
 #[derive(Clone, Copy)]
@@ -375,356 +366,11 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
             || rules == self.promotion.planned_rules())
     }
 
-    /// Waits until the limiters admit all requests of this round, with only the job permit held.
-    async fn admit(&mut self) -> Result<Step, Fault> {
-        let promotion = self.promotion;
-        let target = promotion.engine.limits.of(promotion.destination.origin());
-        let source = promotion.engine.limits.of(promotion.source.origin());
-        let mut waits = vec![(Side::Destination, &target, RequestClass::Writes)];
-        if self.asks_source() {
-            waits.push((Side::Source, &source, RequestClass::Manifests));
-        }
-        if self.asks_destination() {
-            waits.push((Side::Destination, &target, RequestClass::Manifests));
-        }
-        for (side, limiter, class) in waits {
-            while !limiter.admitted_in(class).is_zero() {
-                let wait = limiter.admitted_in(class);
-                if wait > promotion.engine.settings.retry.hold || wait >= self.rounds.time_left() {
-                    let fault = self.closed(side, wait);
-                    return self.wait_or_suspend(side, fault, wait).await;
-                }
-                let stop = if wait > SOON {
-                    &promotion.stop.drain
-                } else {
-                    &promotion.stop.abort
-                };
-                // The class may be closed for longer meanwhile.
-                let hold = promotion.engine.settings.retry.hold;
-                let admitted = timeout(hold, limiter.until_admitted(class));
-                if stoppable(stop, admitted).await?.is_ok() {
-                    break;
-                }
-            }
-        }
-        Ok(Step::Ask)
-    }
-
-    /// A registry admits no request for so long.
-    fn closed(&self, side: Side, wait: Duration) -> Fault {
-        let seconds = wait.as_secs();
-        let text = match side {
-            Side::Source => format!(
-                "{}:{} may not be read in the next {seconds} s",
-                self.promotion.source.address(),
-                self.source_tag()
-            ),
-            Side::Destination => {
-                format!(
-                    "{} may not be written in the next {seconds} s",
-                    self.reference()
-                )
-            }
-        };
-        let after = Some(wait);
-        Fault::new(Class::Retryable { after }, text)
-    }
-
-    /// The registry of a side, as metrics and logs name it.
-    fn registry(&self, side: Side) -> &str {
-        match side {
-            Side::Source => self.promotion.source.registry(),
-            Side::Destination => self.promotion.destination.registry(),
-        }
-    }
-
-    /// Resolves the tag at each side whose answer is too old.
-    async fn ask(&mut self) -> Result<Step, Fault> {
-        let promotion = self.promotion;
-        let target = promotion.engine.limits.of(promotion.destination.origin());
-        let permit = stoppable(
-            &promotion.stop.abort,
-            target.naming(promotion.ticket.rank(), promotion.started),
-        )
-        .await?;
-        let source = promotion.engine.limits.of(promotion.source.origin());
-        let asks_source = self.asks_source();
-        let asks_destination = self.asks_destination();
-        if asks_source && source.closed_for(RequestClass::Manifests) > SOON {
-            return Ok(self.late(Side::Source, "staging's turn came late"));
-        }
-        if asks_destination && target.closed_for(RequestClass::Manifests) > SOON {
-            return Ok(self.late(Side::Destination, "production's turn came late"));
-        }
-        let (source, destination) = self.answers(asks_source, asks_destination).await;
-        // An answer counts, whatever came of the other question.
-        let destination = destination.map(|answer| {
-            if let Some(answer) = answer {
-                self.facts.answered(answer.digest, answer.at);
-            }
-        });
-        match source {
-            Ok(None) => {}
-            Ok(Some(answer)) => self.facts.answered_by_source(&answer),
-            Err(fault) => return self.failed(Side::Source, fault),
-        }
-        let planned = self.naming.planned;
-        // Gates and decisions go by the index, too.
-        if (self.facts.source, self.facts.index) != (planned.source, planned.index) {
-            return Ok(self.again());
-        }
-        if let Err(fault) = destination {
-            return self.failed(Side::Destination, fault);
-        }
-        if self.may_have_arrived && self.facts.destination == Some(self.digest()) {
-            return Ok(self.moved().await);
-        }
-        if self.facts.destination != planned.destination {
-            return Ok(self.again());
-        }
-        Ok(Step::Send(permit))
-    }
-
-    /// Asks both sides at once, so that neither answer ages during the other request. After a
-    /// failed round staging is asked first: a registry that refuses every other request would
-    /// always refuse the same side.
-    async fn answers(&self, asks_source: bool, asks_destination: bool) -> (Answer, Answer) {
-        let source = asks_source.then(|| self.within(self.source_answer(), "staging"));
-        let source = OptionFuture::from(source).map(Option::transpose);
-        let destination =
-            asks_destination.then(|| self.within(self.destination_answer(), "production"));
-        let destination = OptionFuture::from(destination).map(Option::transpose);
-        if self.rounds.count == 1 {
-            return futures::join!(source, destination);
-        }
-        match source.await {
-            Err(fault) => (Err(fault), Ok(None)),
-            answer => (answer, destination.await),
-        }
-    }
-
-    /// Sends the PUT. Between production's answer and it only memory is read.
-    async fn send(&mut self, permit: NamingPermit) -> Result<Step, Fault> {
-        let promotion = self.promotion;
-        let until = self.fresh_until();
-        loop {
-            let Ok(request) =
-                timeout_at(until, stoppable(&promotion.stop.abort, permit.request())).await
-            else {
-                return Ok(self.late(Side::Destination, "the turn to write came late"));
-            };
-            let request = request?;
-            if Instant::now() > until {
-                return Ok(self.late(Side::Destination, "the turn to write came late"));
-            }
-            if !self.rules_hold()? {
-                return Ok(self.again());
-            }
-            if !self.verdicts_hold()? {
-                return Ok(Step::Judge);
-            }
-            if self.is_source_overtaken() || self.is_destination_overtaken() {
-                return Ok(self.late(Side::Destination, "another job has a newer answer"));
-            }
-            // The last look at the decisions: one that comes later waits for this request's answer.
-            let sending = match promotion.engine.ledger.begin_send(&self.candidate()) {
-                Ok(sending) => sending,
-                Err(verdict) => return Ok(self.stopped(verdict)),
-            };
-            let earlier = std::mem::replace(&mut self.may_have_arrived, true);
-            let target = Target::Tag(self.naming.place.tag.clone());
-            let put = stoppable(
-                &promotion.stop.abort,
-                promotion
-                    .destination
-                    .put_manifest(&target, &self.naming.image.top),
-            )
-            .await?;
-            if !put.as_ref().is_err_and(|fault| !is_refusal(fault)) {
-                sending.answered();
-            }
-            promotion
-                .engine
-                .metrics
-                .rate_limited(promotion.destination.registry(), request.record(&put));
-            drop(request);
-            let fault = match put {
-                Ok(Put::Accepted { .. }) => {
-                    promotion
-                        .engine
-                        .metrics
-                        .health
-                        .heard(promotion.destination.registry(), None);
-                    return Ok(self.moved().await);
-                }
-                Ok(Put::Immutable) => {
-                    self.may_have_arrived = earlier;
-                    return Ok(Step::Done(Named::Immutable));
-                }
-                Ok(Put::Missing(missing)) => {
-                    self.may_have_arrived = earlier;
-                    return Ok(Step::Repair(missing));
-                }
-                Err(fault) => fault,
-            };
-            let is_refusal = is_refusal(&fault);
-            self.may_have_arrived = earlier || !is_refusal;
-            if fault.class() == Class::Rejected {
-                promotion.engine.refusals.note(self.refusal(), &fault);
-            }
-            if !matches!(fault.class(), Class::Retryable { .. }) {
-                promotion
-                    .engine
-                    .metrics
-                    .health
-                    .heard(promotion.destination.registry(), Some(&fault));
-                return Err(fault);
-            }
-            if !is_refusal || Instant::now() + permit.admitted_in() > until {
-                return Ok(Step::Pause(Side::Destination, fault));
-            }
-            promotion
-                .engine
-                .metrics
-                .retried(promotion.destination.registry(), fault.class());
-        }
-    }
-
-    async fn repair(&mut self, missing: &[Digest]) -> Result<Step, Fault> {
-        let image = self.naming.image;
-        let promotion = self.promotion;
-        if self.repairs == promotion.engine.settings.bounds.repairs {
-            return Err(promotion.misses(&image.top, missing));
-        }
-        self.repairs += 1;
-        // Nothing is repaired for a name that is not cleared any more.
-        if let verdict @ (Verdict::Blocked(_) | Verdict::Unknown) = self.verdict() {
-            return Ok(self.stopped(verdict));
-        }
-        promotion.repair(image, &image.top, missing).await?;
-        Ok(Step::Judge)
-    }
-
-    /// Waits before the next round, or gives up: by the count of failures, by rounds, or by time.
-    async fn pause(&mut self, side: Side, fault: Fault) -> Result<Step, Fault> {
-        let Some(wait) = self.state.next(fault.class()) else {
-            return Err(self.gives_up(side, fault));
-        };
-        let registry = self.registry(side);
-        self.promotion
-            .engine
-            .metrics
-            .retried(registry, fault.class());
-        tracing::debug!(
-            registry,
-            tag = %self.naming.place.tag,
-            error = %fault.chain(),
-            "the tag is asked about and written again"
-        );
-        self.wait_or_suspend(side, fault, wait).await
-    }
-
-    /// Waits for the next round. What takes long is not waited for with the job's permit and its
-    /// claims in hand: the job ends, and the one that takes the name up at its time counts the
-    /// rounds on.
-    async fn wait_or_suspend(
-        &mut self,
-        side: Side,
-        fault: Fault,
-        wait: Duration,
-    ) -> Result<Step, Fault> {
-        let promotion = self.promotion;
-        if self.rounds.count >= ROUNDS || wait >= self.rounds.time_left() {
-            return Err(self.gives_up(side, fault));
-        }
-        if wait > promotion.engine.settings.retry.hold {
-            promotion
-                .engine
-                .suspended
-                .suspend(self.naming.place, self.rounds);
-            let after = Some(wait);
-            return Err(Fault::new(Class::Retryable { after }, fault.chain()));
-        }
-        stoppable(&promotion.stop.drain, tokio::time::sleep(wait)).await?;
-        Ok(Step::Judge)
-    }
-
-    /// As often and as long as one job may: the queue looks again later, and counts anew.
-    fn gives_up(&self, side: Side, fault: Fault) -> Fault {
-        self.promotion.gave_up.store(true, Ordering::Relaxed);
-        let registry = self.registry(side);
-        self.promotion
-            .engine
-            .metrics
-            .health
-            .heard(registry, Some(&fault));
-        fault
-    }
-
-    /// The manifest is there under its tag.
-    async fn moved(&self) -> Step {
-        let promotion = self.promotion;
-        let image = self.naming.image;
-        let place = self.naming.place;
-        let digest = Some(image.top.digest);
-        promotion
-            .engine
-            .newest
-            .note(&promotion.destination, &place.tag, digest, Instant::now());
-        promotion
-            .committed(&image.top, Put::Accepted { subject: false })
-            .await;
-        match self.naming.origin {
-            NameOrigin::Job => {
-                promotion.remember_manifests(image.subjects.clone()).await;
-                promotion.remember_tag(Some(image.top.digest)).await;
-            }
-            NameOrigin::Companion(_) | NameOrigin::List | NameOrigin::Backup => {
-                if let Err(fault) = promotion
-                    .engine
-                    .ledger
-                    .found(place, &image.top.digest)
-                    .await
-                {
-                    // The intent says it as well.
-                    tracing::warn!(
-                        tag = %place.tag,
-                        error = %fault.chain(),
-                        "the ledger could not be written"
-                    );
-                }
-            }
-        }
-        Step::Done(Named::Moved)
-    }
-
     fn again(&self) -> Step {
         Step::Done(Named::Again(Box::new(TagFacts {
             manifest: None,
             ..self.facts.clone()
         })))
-    }
-
-    /// Ends a round after a permit that came too late. The next round asks again.
-    fn late(&self, side: Side, why: &str) -> Step {
-        Step::Pause(side, self.lateness(why))
-    }
-
-    fn lateness(&self, why: &str) -> Fault {
-        let text = format!(
-            "{} could not be named while what was asked about it was fresh: {why}",
-            self.reference()
-        );
-        let after = Some(Duration::ZERO);
-        Fault::new(Class::Retryable { after }, text)
-    }
-
-    fn failed(&self, side: Side, fault: Fault) -> Result<Step, Fault> {
-        if matches!(fault.class(), Class::Retryable { .. }) {
-            Ok(Step::Pause(side, fault))
-        } else {
-            Err(fault)
-        }
     }
 
     fn reference(&self) -> String {
@@ -733,142 +379,6 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
             self.promotion.destination.address(),
             self.naming.place.tag
         )
-    }
-
-    /// How long staging's answer lasts, and the longest time an answer may take.
-    fn lasting(&self) -> Duration {
-        self.promotion.engine.settings.fresh * 5
-    }
-
-    /// Whether staging must still name what the plan goes by.
-    fn needs_source(&self) -> bool {
-        match self.naming.origin {
-            NameOrigin::Job => self.promotion.job.pinned.is_none(),
-            NameOrigin::Companion(_) => true,
-            NameOrigin::List | NameOrigin::Backup => false,
-        }
-    }
-
-    /// Whether another look or job of this process has a newer answer of staging that differs.
-    fn is_source_overtaken(&self) -> bool {
-        let promotion = self.promotion;
-        let source = self.facts.source;
-        let newest = &promotion.engine.newest;
-        let at = self.facts.source_at.filter(|_| self.needs_source());
-        at.is_some_and(|at| newest.differs(&promotion.source, self.source_tag(), source, at))
-    }
-
-    /// Whether another look or job of this process has a newer answer of production that differs:
-    /// it may have written the tag itself.
-    fn is_destination_overtaken(&self) -> bool {
-        let promotion = self.promotion;
-        let facts = &self.facts;
-        let newest = &promotion.engine.newest;
-        let tag = &self.naming.place.tag;
-        newest.differs(
-            &promotion.destination,
-            tag,
-            facts.destination,
-            facts.destination_at,
-        )
-    }
-
-    fn source_tag(&self) -> &Tag {
-        match self.naming.origin {
-            NameOrigin::Companion(tag) => tag,
-            NameOrigin::Job | NameOrigin::List | NameOrigin::Backup => &self.promotion.job.key.tag,
-        }
-    }
-
-    fn asks_source(&self) -> bool {
-        let lasting = self.lasting();
-        let is_old = self.facts.source_at.is_none_or(|at| at.elapsed() > lasting);
-        self.needs_source() && (is_old || self.is_source_overtaken())
-    }
-
-    /// When the first of the answers that the name goes by is too old.
-    fn fresh_until(&self) -> Instant {
-        let production = self.facts.destination_at + self.promotion.engine.settings.fresh;
-        let staging = self.facts.source_at.filter(|_| self.needs_source());
-        staging.map_or(production, |at| production.min(at + self.lasting()))
-    }
-
-    fn asks_destination(&self) -> bool {
-        let is_answer = self
-            .facts
-            .destination_via
-            .is_answer(self.promotion.destination.abilities());
-        !is_answer
-            || self.may_have_arrived
-            || self.is_destination_overtaken()
-            || self.facts.destination_at.elapsed() > self.promotion.engine.settings.fresh / 2
-    }
-
-    /// The answer of one side. One that takes longer than it would last is not waited for.
-    async fn within<T>(
-        &self,
-        question: impl Future<Output = Result<T, Fault>>,
-        side: &str,
-    ) -> Result<T, Fault> {
-        stoppable(
-            &self.promotion.stop.abort,
-            timeout(self.lasting(), question),
-        )
-        .await?
-        .unwrap_or_else(|_| Err(self.lateness(&format!("{side} answered late"))))
-    }
-
-    async fn source_answer(&self) -> Result<TagAnswer, Fault> {
-        let promotion = self.promotion;
-        let tag = self.source_tag();
-        let priority = promotion.naming_priority(RequestClass::Manifests);
-        promotion
-            .engine
-            .ask_tag(
-                &promotion.source,
-                tag,
-                priority,
-                Attempts::Once,
-                promotion.stop,
-            )
-            .await
-    }
-
-    async fn destination_answer(&self) -> Result<TagAnswer, Fault> {
-        let tag = &self.naming.place.tag;
-        if self.naming.planned.destination.is_none()
-            && !self.may_have_arrived
-            && !self.is_destination_overtaken()
-            && let Some(at) = self.promotion.listed_absent(tag).await
-        {
-            return Ok(TagAnswer {
-                digest: None,
-                index: None,
-                at,
-            });
-        }
-        let promotion = self.promotion;
-        let priority = promotion.naming_priority(RequestClass::Manifests);
-        promotion
-            .engine
-            .ask_tag(
-                &promotion.destination,
-                tag,
-                priority,
-                Attempts::Once,
-                promotion.stop,
-            )
-            .await
-    }
-}
-
-/// Whether the answer to a PUT means that nothing was written. After any other fault the tag may
-/// have moved, or may move yet.
-fn is_refusal(fault: &Fault) -> bool {
-    match fault.class() {
-        Class::Retryable { after } => after.is_some(),
-        Class::Auth | Class::Rejected | Class::NotFound => true,
-        Class::Corrupt | Class::Cancelled => false,
     }
 }
 
