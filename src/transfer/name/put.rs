@@ -16,23 +16,13 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
         let promotion = self.promotion;
         let until = self.fresh_until();
         loop {
-            let Ok(request) =
-                timeout_at(until, stoppable(&promotion.stop.abort, permit.request())).await
-            else {
+            let turn = timeout_at(until, stoppable(&promotion.stop.abort, permit.request())).await;
+            let turn = turn.ok().transpose()?;
+            let Some(request) = turn.filter(|_| Instant::now() <= until) else {
                 return Ok(self.late(Side::Destination, "the turn to write came late"));
             };
-            let request = request?;
-            if Instant::now() > until {
-                return Ok(self.late(Side::Destination, "the turn to write came late"));
-            }
-            if !self.rules_hold()? {
-                return Ok(self.again());
-            }
-            if !self.verdicts_hold()? {
-                return Ok(Step::Judge);
-            }
-            if self.is_source_overtaken() || self.is_destination_overtaken() {
-                return Ok(self.late(Side::Destination, "another job has a newer answer"));
+            if let Some(step) = self.instead_of_put()? {
+                return Ok(step);
             }
             // The last look at the decisions: one that comes later waits for this request's answer.
             let sending = match promotion.engine.ledger.begin_send(&self.candidate()) {
@@ -51,18 +41,13 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
             if !put.as_ref().is_err_and(|fault| !is_refusal(fault)) {
                 sending.answered();
             }
-            promotion
-                .engine
-                .metrics
-                .rate_limited(promotion.destination.registry(), request.record(&put));
+            let metrics = &promotion.engine.metrics;
+            let registry = promotion.destination.registry();
+            metrics.rate_limited(registry, request.record(&put));
             drop(request);
             let fault = match put {
                 Ok(Put::Accepted { .. }) => {
-                    promotion
-                        .engine
-                        .metrics
-                        .health
-                        .heard(promotion.destination.registry(), None);
+                    self.heard(Side::Destination, None);
                     return Ok(self.moved().await);
                 }
                 Ok(Put::Immutable) => {
@@ -77,25 +62,41 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
             };
             let is_refusal = is_refusal(&fault);
             self.may_have_arrived = earlier || !is_refusal;
-            if fault.class() == Class::Rejected {
-                promotion.engine.refusals.note(self.refusal(), &fault);
-            }
-            if !matches!(fault.class(), Class::Retryable { .. }) {
-                promotion
-                    .engine
-                    .metrics
-                    .health
-                    .heard(promotion.destination.registry(), Some(&fault));
-                return Err(fault);
-            }
+            let fault = self.retryable(fault)?;
             if !is_refusal || Instant::now() + permit.admitted_in() > until {
                 return Ok(Step::Pause(Side::Destination, fault));
             }
-            promotion
-                .engine
-                .metrics
-                .retried(promotion.destination.registry(), fault.class());
+            metrics.retried(registry, fault.class());
         }
+    }
+
+    /// The step that is due instead of the PUT, by memory alone.
+    fn instead_of_put(&self) -> Result<Option<Step>, Fault> {
+        if !self.rules_hold()? {
+            return Ok(Some(self.again()));
+        }
+        if !self.verdicts_hold()? {
+            return Ok(Some(Step::Judge));
+        }
+        if self.is_source_overtaken() || self.is_destination_overtaken() {
+            let why = "another job has a newer answer";
+            return Ok(Some(self.late(Side::Destination, why)));
+        }
+        Ok(None)
+    }
+
+    /// A fault after which the PUT may be sent again. Any other ends the naming.
+    fn retryable(&self, fault: Fault) -> Result<Fault, Fault> {
+        match fault.class() {
+            Class::Retryable { .. } => return Ok(fault),
+            Class::Rejected => {
+                let refusals = &self.promotion.engine.refusals;
+                refusals.note(self.refusal(), &fault);
+            }
+            Class::Auth | Class::NotFound | Class::Corrupt | Class::Cancelled => {}
+        }
+        self.heard(Side::Destination, Some(&fault));
+        Err(fault)
     }
 
     pub(super) async fn repair(&mut self, missing: &[Digest]) -> Result<Step, Fault> {

@@ -100,13 +100,14 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
     /// As often and as long as one job may: the queue looks again later, and counts anew.
     fn gives_up(&self, side: Side, fault: Fault) -> Fault {
         self.promotion.gave_up.store(true, Ordering::Relaxed);
-        let registry = self.registry(side);
-        self.promotion
-            .engine
-            .metrics
-            .health
-            .heard(registry, Some(&fault));
+        self.heard(side, Some(&fault));
         fault
+    }
+
+    /// Tells the health of a registry what came of a request.
+    pub(super) fn heard(&self, side: Side, fault: Option<&Fault>) {
+        let health = &self.promotion.engine.metrics.health;
+        health.heard(self.registry(side), fault);
     }
 
     /// A registry admits no request for so long.
