@@ -18,7 +18,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use futures::FutureExt as _;
-use futures::future::{MaybeDone, maybe_done};
+use futures::future::{MaybeDone, OptionFuture, maybe_done};
 use jiff::Timestamp;
 
 use self::destination::{DestinationLook, LeftOut, SourceDigests};
@@ -33,6 +33,7 @@ use crate::oci::{Digest, RepositoryName, Tag};
 use crate::route::Route;
 use crate::status::board::Board;
 use crate::status::metrics::{Coverage, DestinationLabels, SeenTag, TagCounts};
+use crate::transfer::limits::RegistryLimiter;
 use crate::transfer::{Settle, Stop};
 
 /// Failures that a poll reports again without a new attempt, by destination address.
@@ -85,6 +86,28 @@ struct DestinationResult {
     estimate: Option<Estimate>,
 }
 
+impl DestinationResult {
+    fn add_to(self, look: &mut Look) {
+        look.totals.merge(&self.totals);
+        for settled in &self.gone_back {
+            look.totals.add(settled.result);
+        }
+        look.jobs.extend(self.gone_back);
+        look.jobs.extend(self.jobs);
+        look.trouble.extend(self.trouble);
+        if self.sight == Sight::Blind {
+            look.sight = Sight::Blind;
+        }
+    }
+}
+
+/// Whether the look met trouble with a registry. A resting tag whose credentials were refused was
+/// not tried: the refusal holds.
+fn has_trouble(look: &Look) -> bool {
+    let mut errors = look.jobs.iter().filter_map(|job| job.error.as_ref());
+    !look.trouble.is_empty() || errors.any(|error| error.class == TroubleClass::Auth)
+}
+
 /// The state of tags by staging's present digests and production's last known ones.
 #[derive(Default)]
 struct Estimate {
@@ -98,29 +121,27 @@ impl<B: Repositories> RepositoryLook<'_, B> {
     pub async fn look(&self) -> Look {
         let began = clock::now();
         let source = self.topology.source(self.route, self.repository);
+        let engine = &self.topology.engine;
         for (tag, names) in &self.request.pushers {
-            let engine = &self.topology.engine;
             engine.told_pushers(&self.route.gates, &source, tag, names);
         }
         let sides = match self.topology.destinations(self.route, self.repository) {
             Ok(sides) => sides,
             Err(fault) => return self.fruitless(fault),
         };
-        let limits = &self.topology.engine.limits;
         let origins = sides.iter().map(|side| side.repository.origin());
-        let limiters: Vec<_> = origins
+        let limiters: Vec<Arc<RegistryLimiter>> = origins
             .chain([source.origin()])
-            .map(|origin| limits.of(origin))
+            .map(|origin| engine.limits.of(origin))
             .collect();
         if self.request.is_asked_for() {
             limiters.iter().for_each(|limiter| limiter.probe());
         }
-        let health = &self.topology.engine.metrics.health;
         let registries = sides
             .iter()
             .map(|side| &*side.registry)
             .chain([source.registry()]);
-        let mark = health.mark(registries);
+        let mark = engine.metrics.health.mark(registries);
         // Lists are read side by side: a destination that does not answer delays only itself.
         let mut lists: Vec<_> = sides
             .iter()
@@ -162,25 +183,13 @@ impl<B: Repositories> RepositoryLook<'_, B> {
             self.topology
                 .metrics
                 .looked(labels, self.repository, self.seen(&found));
-            look.totals.merge(&found.totals);
-            for settled in &found.gone_back {
-                look.totals.add(settled.result);
-            }
-            look.jobs.extend(found.gone_back);
-            look.jobs.extend(found.jobs);
-            look.trouble.extend(found.trouble);
-            if found.sight == Sight::Blind {
-                look.sight = Sight::Blind;
-            }
+            found.add_to(&mut look);
         }
-        // A resting tag whose credentials were refused was not tried: the refusal holds.
-        let mut errors = look.jobs.iter().filter_map(|job| job.error.as_ref());
-        let is_any_refused = errors.any(|error| error.class == TroubleClass::Auth);
         let takes_requests = limiters
             .iter()
             .all(|limiter| limiter.longest_closed() <= SHORT_WAIT);
-        if look.trouble.is_empty() && !is_any_refused && takes_requests {
-            health.clear(&mark);
+        if takes_requests && !has_trouble(&look) {
+            engine.metrics.health.clear(&mark);
         }
         look
     }
@@ -303,13 +312,8 @@ impl<B: Repositories> RepositoryLook<'_, B> {
                     hints,
                     ..DestinationLook::of(self, source, side, listing, shared, began)
                 };
-                let estimate = if self.is_whole() {
-                    Some(view.estimate().await)
-                } else {
-                    None
-                };
                 return DestinationResult {
-                    estimate,
+                    estimate: OptionFuture::from(self.is_whole().then(|| view.estimate())).await,
                     ..self.blind(fault)
                 };
             }
@@ -328,17 +332,7 @@ impl<B: Repositories> RepositoryLook<'_, B> {
             ..DestinationResult::default()
         };
         if let Some(list) = &view.list {
-            let named: HashSet<Tag> = listing
-                .tags
-                .keys()
-                .filter_map(|tag| side.naming.name(tag))
-                .collect();
-            let alone = list
-                .keys()
-                .filter(|tag| side.naming.made(tag) && !tag.travels_with_subject())
-                .filter(|tag| !named.contains(*tag))
-                .filter(|tag| !self.route.is_backup(tag, &side.naming));
-            found.totals.only_in_destination = alone.count() as u64;
+            found.totals.only_in_destination = self.only_there(side, listing, list);
         }
         let unnamed = self.unnamed(side, listing);
         found.trouble.extend(unnamed.values().cloned());
@@ -359,6 +353,24 @@ impl<B: Repositories> RepositoryLook<'_, B> {
             view.report_kept_companions(&mut found);
         }
         found
+    }
+
+    /// How many tags a destination has that staging does not have.
+    fn only_there(
+        &self,
+        side: &Side<B::Repository>,
+        listing: &Listing,
+        list: &DestinationTags,
+    ) -> u64 {
+        let naming = &side.naming;
+        let tags = listing.tags.keys();
+        let named: HashSet<Tag> = tags.filter_map(|tag| naming.name(tag)).collect();
+        let alone = list
+            .keys()
+            .filter(|tag| naming.made(tag) && !tag.travels_with_subject())
+            .filter(|tag| !named.contains(*tag))
+            .filter(|tag| !self.route.is_backup(tag, naming));
+        alone.count() as u64
     }
 
     /// The chosen tags that are not promoted because of their names, with the reasons.
