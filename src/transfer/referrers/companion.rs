@@ -18,6 +18,14 @@ use crate::transfer::survey::TagFacts;
 /// Rounds of a companion: a side may move it while it is carried.
 pub(super) const ROUNDS: usize = 5;
 
+/// The result of one round of a companion.
+enum CompanionRound {
+    /// The companion's digest at the source. `None`: it is not there.
+    Settled(Option<Digest>),
+    /// A side moved it meanwhile.
+    Again(Box<TagFacts>),
+}
+
 impl<S: Source, D: Destination> Promotion<'_, S, D> {
     /// Copies a companion tag. Returns its digest at the source. It moves like a moving tag; what
     /// production has of its own stays, also under `copy` and `promote`: the act names the image's
@@ -28,6 +36,24 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             Some(subject) => Some(self.claim_beside(tag, &subject).await?),
             None => None,
         };
+        let mut facts = self.ask_companion(tag).await?;
+        for _ in 0..ROUNDS {
+            let Some(digest) = facts.source else {
+                return Ok(None);
+            };
+            match self.companion_round(tag, digest, facts).await? {
+                CompanionRound::Settled(referrer) => return Ok(referrer),
+                CompanionRound::Again(newer) => facts = *newer,
+            }
+        }
+        Err(Fault::retryable(format!(
+            "{tag} of {} moved {ROUNDS} times while it was carried",
+            self.source.address()
+        )))
+    }
+
+    /// What a companion tag names on both sides.
+    async fn ask_companion(&self, tag: &Tag) -> Result<TagFacts, Fault> {
         let asked = Instant::now();
         let (source, destination) = match self.job.companions {
             Companions::Listed(_) => {
@@ -36,85 +62,79 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             // In most cases there is none.
             Companions::Unlisted => match self.source_digest(tag).await? {
                 Some(digest) => (Some(digest), self.destination_digest(tag).await?),
-                None => return Ok(None),
+                None => (None, None),
             },
         };
         if source.is_none() {
             self.is_missing_tag(tag);
         }
+        Ok(TagFacts::asked_at(asked, source, destination))
+    }
+
+    async fn companion_round(
+        &self,
+        tag: &Tag,
+        digest: Digest,
+        facts: TagFacts,
+    ) -> Result<CompanionRound, Fault> {
         let place = self.place_beside(tag);
-        let mut facts = TagFacts::asked_at(asked, source, destination);
-        for _ in 0..ROUNDS {
-            let Some(digest) = facts.source else {
-                return Ok(None);
-            };
-            match self
-                .decide_companion(&place, digest, facts.destination)
-                .await?
-            {
-                Decision::Promote => {}
-                Decision::UpToDate => {
-                    self.agree(&place, tag, digest, true).await?;
-                    self.count_referrer(&digest, ReferrerOutcome::Present);
-                    self.companion_is_equal(tag, digest);
-                    return Ok(Some(digest));
-                }
-                decision => {
-                    self.companion_stays(tag, &facts, decision);
-                    return Ok(Some(digest));
-                }
+        match self
+            .decide_companion(&place, digest, facts.destination)
+            .await?
+        {
+            Decision::Promote => {}
+            Decision::UpToDate => {
+                self.agree(&place, tag, digest, true).await?;
+                self.count_referrer(&digest, ReferrerOutcome::Present);
+                self.companion_is_equal(tag, digest);
+                return Ok(CompanionRound::Settled(Some(digest)));
             }
-            let Some(manifest) = self.source_manifest(digest.into()).await? else {
-                self.is_missing_tag(tag);
-                return Ok(None);
-            };
-            let image = self.walk(manifest).await?;
-            let contents = self.contents(image.top.digest, None, Some(&image)).await?;
-            if let Some(block) = self.denial(contents.as_ref()) {
-                self.companion_is_blocked(tag, &facts, block);
-                return Ok(Some(digest));
+            decision => {
+                self.companion_stays(tag, &facts, decision);
+                return Ok(CompanionRound::Settled(Some(digest)));
             }
-            let named = match self.carry_content(&image).await {
-                Ok(()) => {
-                    let origin = NameOrigin::Companion(tag);
-                    self.move_tag(TagMove {
-                        place: &place,
-                        origin,
-                        image: &image,
-                        contents,
-                        planned: &facts,
-                    })
-                    .await
-                }
-                Err(fault) => Err(fault),
-            };
-            match named {
-                Ok(Named::Moved) => {
-                    self.count_referrer(&digest, ReferrerOutcome::Copied);
-                    self.companion_is_equal(tag, digest);
-                }
-                Ok(Named::Immutable) => {
-                    let reason = "the registry keeps the tag immutable; exempt sha256-* there, so that signatures can be added";
-                    self.companion_stays(tag, &facts, Decision::Conflict(reason.into()));
-                }
-                Ok(Named::Blocked(block)) => self.companion_is_blocked(tag, &facts, block),
-                // The image's own judgement says why.
-                Ok(Named::Gated | Named::InSet(_) | Named::NoBackup(_)) => {}
-                Ok(Named::Again(newer)) => {
-                    facts = *newer;
-                    continue;
-                }
-                Err(fault) if fault.class() == Class::Rejected => {
-                    self.referrer_is_refused(&image.top, fault)?;
-                }
-                Err(fault) => return Err(fault),
-            }
-            return Ok(Some(digest));
         }
-        Err(Fault::retryable(format!(
-            "{tag} of {} moved {ROUNDS} times while it was carried",
-            self.source.address()
-        )))
+        let Some(manifest) = self.source_manifest(digest.into()).await? else {
+            self.is_missing_tag(tag);
+            return Ok(CompanionRound::Settled(None));
+        };
+        let image = self.walk(manifest).await?;
+        let contents = self.contents(image.top.digest, None, Some(&image)).await?;
+        if let Some(block) = self.denial(contents.as_ref()) {
+            self.companion_is_blocked(tag, &facts, block);
+            return Ok(CompanionRound::Settled(Some(digest)));
+        }
+        let naming = TagMove {
+            place: &place,
+            origin: NameOrigin::Companion(tag),
+            image: &image,
+            contents,
+            planned: &facts,
+        };
+        match self.promote_companion(naming).await {
+            Ok(Named::Moved) => {
+                self.count_referrer(&digest, ReferrerOutcome::Copied);
+                self.companion_is_equal(tag, digest);
+            }
+            Ok(Named::Immutable) => {
+                let reason = "the registry keeps the tag immutable; exempt sha256-* there, so that signatures can be added";
+                self.companion_stays(tag, &facts, Decision::Conflict(reason.into()));
+            }
+            Ok(Named::Blocked(block)) => self.companion_is_blocked(tag, &facts, block),
+            // The image's own judgement says why.
+            Ok(Named::Gated | Named::InSet(_) | Named::NoBackup(_)) => {}
+            Ok(Named::Again(newer)) => return Ok(CompanionRound::Again(newer)),
+            Err(fault) if fault.class() == Class::Rejected => {
+                self.referrer_is_refused(&image.top, fault)?;
+            }
+            Err(fault) => return Err(fault),
+        }
+        Ok(CompanionRound::Settled(Some(digest)))
+    }
+
+    async fn promote_companion(&self, naming: TagMove<'_>) -> Result<Named, Fault> {
+        self.carry_content(naming.image).await?;
+        self.move_tag(naming).await
     }
 
     /// Reports a tag that staging lists and does not have.
