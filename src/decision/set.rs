@@ -38,9 +38,14 @@ pub struct Torn {
 impl Torn {
     /// What a tag goes back to, while production names what the set moved it to.
     pub fn way_back(&self, place: &TagId, production: &Digest) -> Option<Digest> {
-        let mut moved = self.moved.iter().filter(|_| self.goes_back);
+        let mut moved = self.taken_back();
         let own = moved.find(|one| one.is_of(place) && one.digest == *production)?;
         own.previous
+    }
+
+    /// The moves that are taken back.
+    pub fn taken_back(&self) -> impl Iterator<Item = &SetMove> {
+        self.moved.iter().filter(|_| self.goes_back)
     }
 }
 

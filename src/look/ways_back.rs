@@ -10,7 +10,7 @@ use futures::FutureExt as _;
 use super::RepositoryLook;
 use super::topology::Side;
 use crate::clock;
-use crate::decision::{Numbered, SetMove};
+use crate::decision::{Numbered, Torn};
 use crate::endpoint::{Repositories, Source};
 use crate::fault::Fault;
 use crate::job::{Actor, Job, Key, Settled, TagId};
@@ -26,6 +26,21 @@ struct WayBack {
     hold: u64,
     from: Digest,
     to: Digest,
+}
+
+impl WayBack {
+    /// The moves that a hold takes back.
+    fn of(hold: &Numbered) -> impl Iterator<Item = WayBack> {
+        let torn = hold.decision.torn.iter();
+        torn.flat_map(Torn::taken_back).filter_map(|moved| {
+            Some(WayBack {
+                place: moved.place(),
+                hold: hold.id,
+                from: moved.digest,
+                to: moved.previous?,
+            })
+        })
+    }
 }
 
 impl<B: Repositories> RepositoryLook<'_, B> {
@@ -50,24 +65,22 @@ impl<B: Repositories> RepositoryLook<'_, B> {
     async fn ways_back(&self, side: &Side<B::Repository>) -> Result<Vec<WayBack>, Fault> {
         let ledger = &self.topology.engine.ledger;
         let in_force = ledger.in_force().await?;
-        let mut ways = Vec::new();
-        for hold in in_force.torn(clock::now()) {
-            for moved in moves_of(hold) {
-                let place = moved.place();
-                let is_here = place.origin == *side.repository.origin()
-                    && place.repository == *side.repository.repository();
-                let is_still_ours =
-                    is_here && ledger.named_at(vec![place.clone()]).await? == [Some(moved.digest)];
-                let to = moved.previous.filter(|_| is_still_ours);
-                ways.extend(to.map(|to| WayBack {
-                    place,
-                    hold: hold.id,
-                    from: moved.digest,
-                    to,
-                }));
-            }
+        let here = side.repository.id();
+        let ways: Vec<WayBack> = in_force
+            .torn(clock::now())
+            .flat_map(WayBack::of)
+            .filter(|way| way.place.repository_id() == here)
+            .collect();
+        if ways.is_empty() {
+            return Ok(ways);
         }
-        Ok(ways)
+        let places = ways.iter().map(|way| way.place.clone()).collect();
+        let named = ledger.named_at(places).await?.into_iter();
+        let still_ours = ways
+            .into_iter()
+            .zip(named)
+            .filter(|(way, named)| *named == Some(way.from));
+        Ok(still_ours.map(|(way, _)| way).collect())
     }
 
     async fn go_one_back(&self, side: &Side<B::Repository>, way: &WayBack) -> Settled {
@@ -106,11 +119,4 @@ impl<B: Repositories> RepositoryLook<'_, B> {
         let routes = Arc::from([self.route.name.clone()]);
         Job { routes, ..back }
     }
-}
-
-/// The moves that a hold takes back.
-fn moves_of(hold: &Numbered) -> impl Iterator<Item = &SetMove> {
-    let torn = hold.decision.torn.iter();
-    torn.filter(|torn| torn.goes_back)
-        .flat_map(|torn| &torn.moved)
 }
