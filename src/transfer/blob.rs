@@ -102,13 +102,9 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
 
     /// What is remembered as refused at the destination under this digest.
     pub(super) fn refusal_of(&self, digest: &Digest) -> refusals::Subject {
-        let (origin, repository) = (
-            self.destination.origin().clone(),
-            self.destination.repository().clone(),
-        );
         refusals::Subject {
-            origin,
-            repository,
+            origin: self.destination.origin().clone(),
+            repository: self.destination.repository().clone(),
             digest: *digest,
             tag: None,
             source: None,

@@ -240,11 +240,7 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
 
     /// The key of a permanent refusal.
     fn refusal(&self) -> refusals::Subject {
-        let tag = Some(self.naming.place.tag.clone());
-        refusals::Subject {
-            tag,
-            ..self.promotion.refusal_of(&self.digest())
-        }
+        refusals::Subject::of_name(self.naming.place, self.digest())
     }
 
     async fn prepare(&mut self) -> Result<Step, Fault> {

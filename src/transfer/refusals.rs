@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use crate::clock;
 use crate::endpoint::{Origin, RepositoryId};
 use crate::fault::{Class, Fault, clip};
-use crate::job::Cause;
+use crate::job::{Cause, TagId};
 use crate::oci::{Digest, RepositoryName, Tag};
 
 /// Most refusals that are remembered.
@@ -37,6 +37,19 @@ pub(super) struct Subject {
     pub(super) tag: Option<Tag>,
     /// The source of corrupt content: another source may be intact.
     pub(super) source: Option<RepositoryId>,
+}
+
+impl Subject {
+    /// A manifest that a tag was to name.
+    pub(super) fn of_name(place: &TagId, digest: Digest) -> Subject {
+        Subject {
+            origin: place.origin.clone(),
+            repository: place.repository.clone(),
+            digest,
+            tag: Some(place.tag.clone()),
+            source: None,
+        }
+    }
 }
 
 /// All refusals. Cheap to clone.

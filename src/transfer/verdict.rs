@@ -76,13 +76,7 @@ impl Engine {
 
     /// The refusal of an earlier job to move a tag back, where it still holds for polls.
     pub fn refused_way_back(&self, place: &TagId, to: Digest) -> Option<Fault> {
-        let subject = refusals::Subject {
-            origin: place.origin.clone(),
-            repository: place.repository.clone(),
-            digest: to,
-            tag: Some(place.tag.clone()),
-            source: None,
-        };
+        let subject = refusals::Subject::of_name(place, to);
         self.refusals.held(&subject, Cause::Poll, Timestamp::MAX)
     }
 }
