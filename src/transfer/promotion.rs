@@ -212,16 +212,13 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         self.end_own_outlived(&facts).await?;
         self.note_own_pushers(&facts).await?;
         let decision = self.decide(&facts).await?;
-        if decision != Decision::UpToDate
-            && let Some(block) = self.kept_out(&facts).await?
-        {
-            return Ok(Round::complete(Completion::blocked(block, &facts)));
-        }
-        if decision == Decision::UpToDate && !self.job.dry_run {
-            self.equal(&facts).await?;
-        }
         if decision == Decision::UpToDate {
+            if !self.job.dry_run {
+                self.equal(&facts).await?;
+            }
             self.note_unmoved(&facts).await;
+        } else if let Some(block) = self.kept_out(&facts).await? {
+            return Ok(Round::complete(Completion::blocked(block, &facts)));
         }
         if decision != Decision::Promote {
             self.remember_difference(&facts).await;
@@ -235,53 +232,60 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         let Some(image) = self.survey_image(&mut facts).await? else {
             return Ok(Round::Again(Box::new(facts)));
         };
-        let contents = self
-            .contents(image.top.digest, facts.index, Some(&image))
-            .await?;
-        self.note_carried(&image, facts.index);
-        if let Some(block) = self.denial(contents.as_ref()) {
-            return Ok(Round::complete(Completion::blocked(block, &facts)));
-        }
-        self.carry_content(&image).await?;
-        // What travels beside the image waits with it.
-        if let Verdict::Blocked(block) = self.verdict(image.top.digest, contents.clone()) {
-            return Ok(Round::complete(Completion::blocked(block, &facts)));
-        }
-        if permission == Permission::Carry || !self.is_scanned_there(&image, &facts).await? {
-            return Ok(Round::complete(self.gated(&facts)));
-        }
-        if let Some(wait) = self.waits_for_set(&facts, contents.clone()).await? {
-            return Ok(Round::complete(Completion::waits_for_set(&facts, wait)));
-        }
-        self.bring_referrers(&image.subjects).await?;
-        let naming = TagMove {
-            place: &self.job.key.destination,
-            origin: NameOrigin::Job,
-            image: &image,
-            contents,
-            planned: &facts,
-        };
-        Ok(match self.move_tag(naming).await? {
+        let named = self.carry_and_name(&image, &facts, permission).await?;
+        Ok(Round::complete(match named {
             Named::Moved => {
                 self.note_platform(&facts);
                 if self.job.rollback.is_some() {
                     self.record_verdicts(&facts).await;
                 }
-                Round::complete(Completion::promoted(&facts, &image))
+                Completion::promoted(&facts, &image)
             }
-            Named::Immutable => Round::complete(self.refused_as_immutable(&image, &facts).await?),
-            Named::Blocked(block) => Round::complete(Completion::blocked(block, &facts)),
-            Named::Again(newer) => Round::Again(newer),
-            Named::Gated => Round::complete(self.gated(&facts)),
-            Named::InSet(wait) => Round::complete(Completion::waits_for_set(&facts, wait)),
-            Named::NoBackup(reason) => {
-                let decision = Decision::Refused(reason);
-                Round::complete(Completion {
-                    is_gated: true,
-                    ..Completion::untouched(decision, &facts)
-                })
-            }
+            Named::Immutable => self.refused_as_immutable(&image, &facts).await?,
+            Named::Blocked(block) => Completion::blocked(block, &facts),
+            Named::Again(newer) => return Ok(Round::Again(newer)),
+            Named::Gated => self.gated(&facts),
+            Named::InSet(wait) => Completion::waits_for_set(&facts, wait),
+            Named::NoBackup(reason) => Completion {
+                is_gated: true,
+                ..Completion::untouched(Decision::Refused(reason), &facts)
+            },
+        }))
+    }
+
+    async fn carry_and_name(
+        &self,
+        image: &Image,
+        facts: &TagFacts,
+        permission: Permission,
+    ) -> Result<Named, Fault> {
+        let contents = self
+            .contents(image.top.digest, facts.index, Some(image))
+            .await?;
+        self.note_carried(image, facts.index);
+        if let Some(block) = self.denial(contents.as_ref()) {
+            return Ok(Named::Blocked(block));
+        }
+        self.carry_content(image).await?;
+        // What travels beside the image waits with it.
+        if let Verdict::Blocked(block) = self.verdict(image.top.digest, contents.clone()) {
+            return Ok(Named::Blocked(block));
+        }
+        if permission == Permission::Carry || !self.is_scanned_there(image, facts).await? {
+            return Ok(Named::Gated);
+        }
+        if let Some(wait) = self.waits_for_set(facts, contents.clone()).await? {
+            return Ok(Named::InSet(wait));
+        }
+        self.bring_referrers(&image.subjects).await?;
+        self.move_tag(TagMove {
+            place: &self.job.key.destination,
+            origin: NameOrigin::Job,
+            image,
+            contents,
+            planned: facts,
         })
+        .await
     }
 
     /// Whether a scan in production, where one is asked for, lets the tag move: what belongs to the
