@@ -101,80 +101,87 @@ impl TagFacts {
     }
 }
 
+/// What staging says of a tag.
+#[derive(Default)]
+struct SourceFacts {
+    digest: Option<Digest>,
+    /// The index that the digest was chosen from.
+    index: Option<Digest>,
+    at: Option<Instant>,
+    manifest: Option<Manifest>,
+}
+
 impl<S: Source, D: Destination> Promotion<'_, S, D> {
     /// Asks both sides for unknown facts.
     pub(in crate::transfer) async fn survey_tag(
         &self,
         observation: Observation,
     ) -> Result<TagFacts, Fault> {
-        let mut manifest = None;
-        let mut index = None;
         let now = Instant::now();
+        let source = self.survey_source(observation, now).await?;
+        let (destination, destination_at, destination_via) = match observation.destination {
+            TagState::Unknown => {
+                let tag = &self.job.key.destination.tag;
+                (self.destination_digest(tag).await?, now, ObservedVia::Tag)
+            }
+            known => (
+                known.digest(),
+                observation.destination_at,
+                observation.destination_via,
+            ),
+        };
+        Ok(TagFacts {
+            source: source.digest,
+            index: source.index,
+            destination,
+            source_at: source.at,
+            destination_at,
+            destination_via,
+            manifest: source.manifest,
+        })
+    }
+
+    async fn survey_source(
+        &self,
+        observation: Observation,
+        now: Instant,
+    ) -> Result<SourceFacts, Fault> {
         // What a look has found of a platform does not say of which index that is a part.
         let observed = match self.source.platform() {
             Some(_) => TagState::Unknown,
             None => observation.source,
         };
-        let source_at = if observed == TagState::Unknown {
-            Some(now)
-        } else {
-            observation.source_at
+        let mut facts = SourceFacts {
+            digest: observed.digest(),
+            at: match observed {
+                TagState::Unknown => Some(now),
+                TagState::At(_) | TagState::Absent => observation.source_at,
+            },
+            ..SourceFacts::default()
         };
-        let is_asked = observation.destination == TagState::Unknown;
-        let destination_at = if is_asked {
-            now
-        } else {
-            observation.destination_at
-        };
-        let destination_via = if is_asked {
-            ObservedVia::Tag
-        } else {
-            observation.destination_via
-        };
-        let source = match observed {
-            _ if let Some(pinned) = self.job.pinned => {
-                let chosen = self.chosen(pinned).await?;
-                index = Some(pinned).filter(|pinned| *pinned != chosen);
-                Some(chosen)
-            }
-            TagState::At(digest) => Some(digest),
-            TagState::Absent => None,
-            // A tag that production lacks has its manifest read anyway: one request instead of two.
-            TagState::Unknown
-                if self.source.platform().is_none()
-                    && observation.destination == TagState::Absent
-                    && !self.job.dry_run =>
-            {
-                let tag = &self.job.key.tag;
-                manifest = self.tagged_manifest(tag).await?;
-                let digest = manifest.as_ref().map(|manifest| manifest.digest);
-                let newest = &self.engine.newest;
-                newest.note(&self.source, tag, digest, Instant::now());
-                digest
-            }
-            TagState::Unknown => {
-                let answer = self.source_answer(&self.job.key.tag).await?;
-                index = answer.index;
-                answer.digest
-            }
-        };
-        let destination = match observation.destination {
-            TagState::At(digest) => Some(digest),
-            TagState::Absent => None,
-            TagState::Unknown => {
-                self.destination_digest(&self.job.key.destination.tag)
-                    .await?
-            }
-        };
-        Ok(TagFacts {
-            source,
-            index,
-            destination,
-            source_at,
-            destination_at,
-            destination_via,
-            manifest,
-        })
+        if let Some(pinned) = self.job.pinned {
+            let chosen = self.chosen(pinned).await?;
+            facts.digest = Some(chosen);
+            facts.index = Some(pinned).filter(|pinned| *pinned != chosen);
+            return Ok(facts);
+        }
+        if observed != TagState::Unknown {
+            return Ok(facts);
+        }
+        let tag = &self.job.key.tag;
+        let is_absent_there = observation.destination == TagState::Absent;
+        // A tag that production lacks has its manifest read anyway: one request instead of two.
+        if self.source.platform().is_none() && is_absent_there && !self.job.dry_run {
+            facts.manifest = self.tagged_manifest(tag).await?;
+            facts.digest = facts.manifest.as_ref().map(|manifest| manifest.digest);
+            let newest = &self.engine.newest;
+            newest.note(&self.source, tag, facts.digest, Instant::now());
+            return Ok(facts);
+        }
+        let answer = self.source_answer(tag).await?;
+        facts.digest = answer.digest;
+        facts.index = answer.index;
+        Ok(facts)
     }
 
     /// Decides by the facts, the ledger and the order.
