@@ -6,6 +6,7 @@
 
 mod goal;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -153,19 +154,17 @@ impl<'a> Act<'a> {
         }
         let staging = self.staging(&tag).await;
         let earlier = in_force.rollbacks_of(&tag.place);
-        let mut keeps_out: Vec<Digest> = earlier
+        let keeps_out: BTreeSet<Digest> = earlier
             .iter()
             .flat_map(|one| one.decision.keeps_out.iter().copied())
             .chain([production])
             .chain(self.named_at_staging(&tag, &staging).await?)
             .filter(|digest| *digest != to)
             .collect();
-        keeps_out.sort();
-        keeps_out.dedup();
         let decision = Decision {
             digest: Some(to),
             replaces: Some(production),
-            keeps_out,
+            keeps_out: keeps_out.into_iter().collect(),
             until,
             ..Decision::about(&resolved.target, self.actor.clone())
         };
@@ -180,27 +179,33 @@ impl<'a> Act<'a> {
             decision: recorded.decision.id,
             has_staging: staging.is_ok(),
         };
-        let completion = self.moved(&way).await;
+        self.carry_out(&way).await?;
+        let superseded = earlier.iter().map(|one| one.id).collect();
+        let by = format!("decision {} takes its place", way.decision);
+        self.end(superseded, &by).await?;
+        Ok(RolledBack {
+            decision: recorded.decision,
+            place: way.tag.place,
+        })
+    }
+
+    /// Moves the tag. Where that fails, the decision ends, unless the tag may have moved.
+    async fn carry_out(&self, way: &Way) -> Result<(), Undecided> {
+        let completion = self.moved(way).await;
         let outcome = completion.outcome;
         let is_done = is_done(&completion);
         let may_have_moved = completion.may_have_moved;
         let why = why(&completion);
-        self.settle(&way, completion).await;
+        self.settle(way, completion).await;
         if is_done {
-            let superseded = earlier.iter().map(|one| one.id).collect();
-            let by = format!("decision {} takes its place", recorded.decision.id);
-            self.end(superseded, &by).await?;
-            return Ok(RolledBack {
-                decision: recorded.decision,
-                place: way.tag.place,
-            });
+            return Ok(());
         }
         if may_have_moved {
-            return Err(unknown(&way, &why));
+            return Err(unknown(way, &why));
         }
         self.end(vec![way.decision], "the tag could not be moved")
             .await?;
-        Err(self.not_moved(&way, outcome, &why).await?)
+        Err(self.not_moved(way, outcome, &why).await?)
     }
 
     /// What was not rolled back, and to what it could be.
