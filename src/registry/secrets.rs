@@ -49,7 +49,7 @@ const KNOWN_PARAMETERS: [&str; 11] = [
 
 /// What was sent to one registry and its token servers.
 #[derive(Default)]
-pub(in crate::registry) struct Secrets(Mutex<Sent>);
+pub(super) struct Secrets(Mutex<Sent>);
 
 #[derive(Default)]
 struct Sent {
@@ -59,7 +59,7 @@ struct Sent {
 
 impl Secrets {
     /// Whether no credential was sent.
-    pub(in crate::registry) fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.lock().credentials.is_empty()
     }
 
@@ -71,7 +71,7 @@ impl Secrets {
     }
 
     /// A request is about to go to an address from an answer. The address itself may grant access.
-    pub(in crate::registry) fn sent_to(&self, url: &Url) {
+    pub(super) fn sent_to(&self, url: &Url) {
         let parameters = url
             .query_pairs()
             .filter(|(name, _)| !KNOWN_PARAMETERS.contains(&&**name))
@@ -95,17 +95,17 @@ impl Secrets {
     }
 
     /// A peer's text without what was sent to it.
-    pub(in crate::registry) fn scrub<'a>(&self, text: &'a str) -> Cow<'a, str> {
+    pub(super) fn scrub<'a>(&self, text: &'a str) -> Cow<'a, str> {
         self.scrub_from(text, SHORTEST)
     }
 
     /// A failure without what was sent; a cause that repeats it becomes a plain text.
-    pub(in crate::registry) fn scrub_fault(&self, fault: Fault) -> Fault {
+    pub(super) fn scrub_fault(&self, fault: Fault) -> Fault {
         self.scrub_fault_from(fault, SHORTEST_IN_FAULTS)
     }
 
     /// The same for a failure that is made of a peer's words.
-    pub(in crate::registry) fn scrub_quoting_fault(&self, fault: Fault) -> Fault {
+    pub(super) fn scrub_quoting_fault(&self, fault: Fault) -> Fault {
         self.scrub_fault_from(fault, SHORTEST)
     }
 

@@ -176,7 +176,7 @@ impl Ticket {
     }
 
     /// How urgent the job is by now.
-    pub(in crate::transfer) fn rank(&self) -> Rank {
+    pub(super) fn rank(&self) -> Rank {
         let rank = self.rank.load(Ordering::Relaxed);
         Rank::ALL
             .into_iter()

@@ -28,7 +28,7 @@ use crate::token_bucket::TokenBucket;
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(1));
 /// Longest time for which one answer closes a class. Then one request asks again, whatever the
 /// registry said: an answer about one repository must not stop all others for an hour.
-pub(in crate::transfer) const CLOSED_AT_MOST: Duration = Duration::from_secs(60);
+pub(super) const CLOSED_AT_MOST: Duration = Duration::from_secs(60);
 /// How long a class stays closed at least before what a person asks for may try it again.
 const PROBED_AFTER: Duration = Duration::from_secs(1);
 /// The part of a quota that looks may use up: the rest is left to jobs, here and elsewhere.
