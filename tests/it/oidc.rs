@@ -31,7 +31,19 @@ struct Shown {
     asked: AtomicUsize,
 }
 
+fn keys_of_issuer() -> [KeyPair; 2] {
+    [(); 2].map(|()| KeyPair::generate().expect("a key"))
+}
+
 impl Provider {
+    /// One that shows a key, `k1`.
+    async fn with_key() -> (Provider, KeyPair) {
+        let provider = Provider::start().await;
+        let key = KeyPair::generate().expect("a key");
+        provider.show(&[("k1", &key)]);
+        (provider, key)
+    }
+
     async fn start() -> Provider {
         let state = Arc::new(Shown::default());
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
@@ -134,7 +146,12 @@ async fn sent(daemon: &Daemon, token: &str) -> u16 {
 }
 
 async fn counted(daemon: &Daemon, result: &str) -> f64 {
-    let labels = [("source", "webhook"), ("result", result)];
+    counted_from(daemon, "webhook", result).await
+}
+
+/// How many requests of a source have come to a result.
+async fn counted_from(daemon: &Daemon, source: &str, result: &str) -> f64 {
+    let labels = [("source", source), ("result", result)];
     let count = daemon.metric("blobferry_events_total", &labels).await;
     count.unwrap_or_default()
 }
@@ -143,10 +160,7 @@ async fn counted(daemon: &Daemon, result: &str) -> f64 {
 async fn a_token_is_taken_only_as_the_config_says() {
     let provider = Provider::start().await;
     let (staging, production) = (Scripted::start(), Scripted::start());
-    let (key, stranger) = (
-        KeyPair::generate().expect("a key"),
-        KeyPair::generate().expect("a key"),
-    );
+    let [key, stranger] = keys_of_issuer();
     provider.show(&[("k1", &key)]);
     let (_ferry, daemon) = daemon(&provider, &staging, &production).await;
     let good = provider.claims();
@@ -236,10 +250,7 @@ async fn a_token_is_taken_only_as_the_config_says() {
 async fn keys_rotate_and_unknown_ones_are_not_fetched_for_ever() {
     let provider = Provider::start().await;
     let (staging, production) = (Scripted::start(), Scripted::start());
-    let (old, new) = (
-        KeyPair::generate().expect("a key"),
-        KeyPair::generate().expect("a key"),
-    );
+    let [old, new] = keys_of_issuer();
     let (_ferry, daemon) = daemon(&provider, &staging, &production).await;
     let claims = provider.claims();
     // The keys cannot be read: the sender may try again.

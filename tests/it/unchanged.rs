@@ -177,9 +177,7 @@ async fn a_fixed_tag_that_moved_in_staging_shows_at_once_by_an_event() {
         let ferry = Ferry::new(&config);
         let daemon = ferry.start_ready().await;
         pair.staging.push("app", "v1", &other());
-        let sent = daemon.request("/v1/events/pushes").body(event.to_string());
-        let sent = sent.send().await.expect("the daemon answers");
-        assert_eq!(sent.status(), 202, "{event}");
+        daemon.notify("pushes", &event).await;
         daemon.says(CONFLICT).await;
         pair.assert_names("v1", &first());
     }

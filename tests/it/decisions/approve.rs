@@ -36,14 +36,7 @@ pub fn approve(tag: &str, image: &Image) -> Value {
 /// The receiver of [`scene`] is told of a push.
 pub async fn tell_of_push(daemon: &Daemon, tag: &str, pusher: &str) {
     let event = json!({"repository": "app", "tag": tag, "pusher": pusher});
-    let told = daemon
-        .request("/v1/events/pushes")
-        .header("content-type", "application/json")
-        .body(event.to_string())
-        .send()
-        .await
-        .expect("the daemon answers");
-    assert_eq!(told.status().as_u16(), 202);
+    daemon.notify("pushes", &event).await;
 }
 
 /// An approval tells what still holds the tag, and is none of what never goes.

@@ -55,14 +55,7 @@ pub(super) async fn tell(daemon: &Daemon, kind: &str, repository: &str, tags: Va
         "detail-type": kind, "account": HOME, "region": "eu-west-1",
         "detail": {"scan-status": "COMPLETE", "repository-name": repository, "image-tags": tags},
     });
-    let told = daemon
-        .request("/v1/events/events")
-        .header("content-type", "application/json")
-        .body(event.to_string())
-        .send()
-        .await
-        .expect("the daemon answers");
-    assert_eq!(told.status().as_u16(), 202);
+    daemon.notify("events", &event).await;
 }
 
 #[tokio::test]

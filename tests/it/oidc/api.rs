@@ -44,16 +44,12 @@ async fn pinged(daemon: &Daemon, token: &str) -> u16 {
 }
 
 async fn counted_pings(daemon: &Daemon, result: &str) -> f64 {
-    let labels = [("source", "ping"), ("result", result)];
-    let count = daemon.metric("blobferry_events_total", &labels).await;
-    count.unwrap_or_default()
+    counted_from(daemon, "ping", result).await
 }
 
 #[tokio::test]
 async fn a_ci_job_is_a_caller_with_a_name_and_rights() {
-    let provider = Provider::start().await;
-    let key = KeyPair::generate().expect("a key");
-    provider.show(&[("k1", &key)]);
+    let (provider, key) = Provider::with_key().await;
     let (staging, production, ferry, daemon) = api(&provider, json!({})).await;
     let image = Image::oci(1, &[100]);
     staging.push("app", "v1", &image);
@@ -87,9 +83,7 @@ async fn a_ci_job_is_a_caller_with_a_name_and_rights() {
 
 #[tokio::test]
 async fn a_token_that_does_not_fit_opens_nothing_and_is_counted() {
-    let provider = Provider::start().await;
-    let key = KeyPair::generate().expect("a key");
-    provider.show(&[("k1", &key)]);
+    let (provider, key) = Provider::with_key().await;
     let (_staging, _production, _ferry, daemon) = api(&provider, json!({})).await;
     let good = provider.claims();
     let now = blobferry::clock::now().as_second();
@@ -129,9 +123,7 @@ async fn a_token_that_does_not_fit_opens_nothing_and_is_counted() {
 /// A CI job reaches the daemon by a name.
 #[tokio::test]
 async fn a_refused_token_learns_why_under_any_name() {
-    let provider = Provider::start().await;
-    let key = KeyPair::generate().expect("a key");
-    provider.show(&[("k1", &key)]);
+    let (provider, key) = Provider::with_key().await;
     let (_staging, _production, _ferry, daemon) = api(&provider, json!({})).await;
     let good = provider.claims();
     let expired = with(&good, "exp", json!(1_000_000_000));
@@ -157,10 +149,7 @@ async fn a_refused_token_learns_why_under_any_name() {
 #[tokio::test]
 async fn keys_that_cannot_be_read_are_no_refusal_and_health_asks_no_issuer() {
     let provider = Provider::start().await;
-    let (old, new) = (
-        KeyPair::generate().expect("a key"),
-        KeyPair::generate().expect("a key"),
-    );
+    let [old, new] = keys_of_issuer();
     let (_staging, _production, _ferry, daemon) = api(&provider, json!({})).await;
     let claims = provider.claims();
     let shown = token("old", &old, &claims);
@@ -185,10 +174,7 @@ async fn keys_that_cannot_be_read_are_no_refusal_and_health_asks_no_issuer() {
 #[tokio::test]
 async fn a_new_key_is_unverifiable_while_the_issuer_does_not_answer() {
     let provider = Provider::start().await;
-    let (old, new) = (
-        KeyPair::generate().expect("a key"),
-        KeyPair::generate().expect("a key"),
-    );
+    let [old, new] = keys_of_issuer();
     let (_staging, _production, _ferry, daemon) = api(&provider, json!({})).await;
     let claims = provider.claims();
     provider.show(&[("old", &old)]);
@@ -204,9 +190,7 @@ async fn a_new_key_is_unverifiable_while_the_issuer_does_not_answer() {
 
 #[tokio::test]
 async fn an_approval_counts_the_subject_with_its_issuer() {
-    let provider = Provider::start().await;
-    let key = KeyPair::generate().expect("a key");
-    provider.show(&[("k1", &key)]);
+    let (provider, key) = Provider::with_key().await;
     let gates = json!({"approval": {"people": 3}});
     let (staging, production, ferry, daemon) = api(&provider, gates).await;
     let image = Image::oci(1, &[100]);

@@ -451,6 +451,16 @@ impl Daemon {
             .expect("the daemon answers")
     }
 
+    /// `POST /v1/events/NAME`, which is taken.
+    pub async fn notify(&self, receiver: &str, event: &Value) {
+        let request = self
+            .request(&format!("/v1/events/{receiver}"))
+            .header("content-type", "application/json")
+            .body(event.to_string());
+        let answer = request.send().await.expect("the daemon answers");
+        assert_eq!(answer.status().as_u16(), 202, "{event}");
+    }
+
     /// `POST /v1/sync`: status and body.
     pub async fn ping(&self, body: Value) -> (u16, Value) {
         let request = self
