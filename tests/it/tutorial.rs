@@ -1,7 +1,7 @@
-//! The tutorial's commands run from top to bottom in one shell, against real registries, and print
-//! what the page shows.
+//! The commands of the tutorial, of the README and of the page for those who come from another tool
+//! run in a shell, against real registries, and print what the pages show.
 //!
-//! The shell has a network of its own, so that the ports of the page are free.
+//! The shell has a network of its own, so that the ports of the tutorial are free.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -92,14 +92,39 @@ fn plain(line: &str) -> String {
     line.trim().to_owned()
 }
 
-/// Whether a line is as the page shows it, where `…` is anything.
-fn fits(shown: &str, said: &str) -> bool {
+/// Whether output is as a page shows it, where `…` is anything in a line, and alone any lines.
+/// Tags that move at the same time are told in any order.
+fn fits(shown: &[String], said: &[String]) -> bool {
+    let pattern: String = in_order(shown).iter().map(|line| line_as(line)).collect();
+    let said: Vec<String> = said.iter().map(|line| plain(line)).collect();
+    let said: String = in_order(&said)
+        .iter()
+        .map(|line| format!("{line}\n"))
+        .collect();
+    let pattern = Regex::new(&format!("^{pattern}$")).expect("an expression");
+    pattern.is_match(&said)
+}
+
+fn line_as(shown: &str) -> String {
+    if shown == "…" {
+        return r"([^\n]*\n)*".to_owned();
+    }
     let shown = plain(shown);
     let parts: Vec<String> = shown.split('…').map(regex::escape).collect();
-    let pattern = format!("^{}$", parts.join(".*"));
-    Regex::new(&pattern)
-        .expect("an expression")
-        .is_match(&plain(said))
+    format!("{}\n", parts.join(r"[^\n]*"))
+}
+
+/// The lines of promotions, which come one after the other, in the order of their tags.
+fn in_order(lines: &[String]) -> Vec<String> {
+    let mut lines = lines.to_vec();
+    for run in lines.chunk_by_mut(|a, b| is_of_a_tag(a) && is_of_a_tag(b)) {
+        run.sort();
+    }
+    lines
+}
+
+fn is_of_a_tag(line: &str) -> bool {
+    line.starts_with("promoted ") || line.starts_with("planned ")
 }
 
 /// A shell in the folder of the sources, with a home, a `/tmp`, processes and a network of its own.
@@ -130,9 +155,10 @@ impl Shell {
         shell
     }
 
-    fn write_config(&self, text: &str) {
-        let path = self.home.path().join("tutorial/blobferry.yaml");
-        std::fs::write(path, text).expect("a config in the folder that the page makes");
+    /// Writes a file into the folder that the tutorial makes.
+    fn write(&self, name: &str, text: &str) {
+        let path = self.home.path().join("tutorial").join(name);
+        std::fs::write(path, text).expect("a file in the folder that the page makes");
     }
 
     /// Runs a command; its output and its exit code come back.
@@ -203,31 +229,144 @@ fn program_in(home: &Path) -> PathBuf {
     program
 }
 
-#[tokio::test]
-async fn the_tutorial_does_what_it_shows() {
-    let mut shell = Shell::start().await;
-    let mut count = 0;
-    for step in steps(&read("docs/tutorial.md")) {
-        let shown = match step {
-            Step::Config(text) => {
-                shell.write_config(&text);
-                continue;
-            }
-            Step::Command(shown) => shown,
-        };
-        let (said, code) = shell.run(&shown.command).await;
-        let is_as_shown = said.len() == shown.output.len()
-            && shown.output.iter().zip(&said).all(|(a, b)| fits(a, b));
+impl Shell {
+    /// Runs a command, which must end with 0 and print what is shown.
+    async fn prove(&mut self, shown: &Shown) {
+        let (said, code) = self.run(&shown.command).await;
         assert!(
-            is_as_shown && code == 0,
+            fits(&shown.output, &said) && code == 0,
             "`{}` ended with {code} and said\n{}\nThe page shows\n{}",
             shown.command,
             said.join("\n"),
             shown.output.join("\n")
         );
-        count += 1;
     }
+
+    /// Runs a command, which must end with 0; its output comes back.
+    async fn must(&mut self, command: &str) -> String {
+        let (said, code) = self.run(command).await;
+        let said = said.join("\n");
+        assert_eq!(code, 0, "{command}: {said}");
+        said
+    }
+
+    /// Does what the tutorial does before a heading.
+    async fn follow_the_tutorial_to(&mut self, heading: &str) -> usize {
+        let page = read("docs/tutorial.md");
+        let (page, _) = page.split_once(heading).expect("the heading is there");
+        let mut count = 0;
+        for step in steps(page) {
+            match step {
+                Step::Config(text) => self.write("blobferry.yaml", &text),
+                Step::Command(shown) => self.prove(&shown).await,
+            }
+            count += 1;
+        }
+        count
+    }
+
+    /// Pushes a small image to staging.
+    async fn push(&mut self, image: &str, name: &str) {
+        let push = format!(
+            "./sample-image image {image} && blobferry copy -q layout:image:{image} 127.0.0.1:5001/{name}"
+        );
+        self.must(&push).await;
+    }
+}
+
+#[tokio::test]
+async fn the_tutorial_does_what_it_shows() {
+    let mut shell = Shell::start().await;
+    let count = shell.follow_the_tutorial_to("## Tidy up").await;
     assert!(count > 60, "{count}");
+}
+
+/// A text with the registries of the tutorial in place of those of an example.
+fn at_home(text: &str) -> String {
+    let text = text.replace("https://registry.", "http://registry.");
+    let text = text.replace("registry.staging.example", "127.0.0.1:5001");
+    text.replace("registry.production.example", "127.0.0.1:5002")
+}
+
+/// The password of the user `mirror` is typed where the page says so.
+fn typed(command: &str) -> String {
+    command.replace("; cat >", "; echo hush >")
+}
+
+#[tokio::test]
+async fn the_readme_shows_what_comes_of_two_registries() {
+    let mut shell = Shell::start().await;
+    shell.follow_the_tutorial_to("Push a version").await;
+    shell
+        .must("kill $production; wait $production; htpasswd -Bbn mirror hush > users")
+        .await;
+    shell
+        .must("printf 'auth: {htpasswd: {realm: test, path: users}}\\n' >> production.yml")
+        .await;
+    shell
+        .must("docker-registry serve production.yml > production.log 2>&1 &")
+        .await;
+    shell
+        .must("curl -s --retry 30 --retry-connrefused --retry-delay 1 http://127.0.0.1:5002/v2/")
+        .await;
+    for (image, tag) in [
+        ("v1.0.0", "v1.0.0"),
+        ("v1.1.0", "v1.1.0"),
+        ("v1.1.0", "latest"),
+        ("v1.1.0-debug", "v1.1.0-debug"),
+    ] {
+        shell.push(image, &format!("staging-demo-app:{tag}")).await;
+    }
+    let page = at_home(&read("README.md"));
+    let blocks = blocks(&page);
+    let of = |info: &str, words: &str| {
+        let found = blocks
+            .iter()
+            .find(|block| block.info == info && block.text.contains(words));
+        found.expect("the block is there").text.clone()
+    };
+    shell.write("blobferry.yaml", &of("yaml config", "production-password"));
+    let mut session = commands(&of("console", "blobferry check --online"));
+    let last = session.pop().expect("commands");
+    assert_eq!(last.command, "blobferry run");
+    // Root's own is below /var.
+    shell.must("export STATE_DIRECTORY=$HOME/state").await;
+    for mut shown in session {
+        shown.command = typed(&shown.command);
+        shell.prove(&shown).await;
+    }
+}
+
+#[tokio::test]
+async fn the_way_over_from_another_tool_is_walked() {
+    let mut shell = Shell::start().await;
+    shell.follow_the_tutorial_to("Push a version").await;
+    shell.push("v1.0", "app:v1.0").await;
+    let page = at_home(&read("docs/coming-from.md"));
+    let blocks = blocks(&page);
+    let old = blocks.iter().find(|block| block.info == "yaml regsync");
+    shell.write("regsync.yml", &old.expect("the block is there").text);
+    shell.write("auth.yaml", "d.example: {username: joe, password: hush}\n");
+    shell.write("images.yaml", "s.example/a:v1: d.example/a\n");
+    shell.must("export BLOBFERRY_CONFIG=blobferry.yaml").await;
+    let mut said = String::new();
+    for block in blocks.iter().filter(|block| block.info == "sh") {
+        for line in block.text.lines() {
+            said += &shell.must(line).await;
+            // These registries have no TLS.
+            shell
+                .must("sed -i 's#https://127#http://127#' blobferry.yaml")
+                .await;
+        }
+    }
+    let planned = "planned 127.0.0.1:5002/app:v1.0 sha256:";
+    assert_eq!(plain(&said).matches(planned).count(), 2, "{said}");
+    assert!(said.contains("read 127.0.0.1:5001/app: 1 tag"), "{said}");
+    let last = shell.must("cat blobferry.yaml").await;
+    assert!(
+        last.contains("from: s.example/a") && !last.contains("hush"),
+        "{last}"
+    );
 }
 
 #[test]
@@ -250,8 +389,24 @@ fn output_that_differs_is_seen() {
             "held by user:root (4dae), read 1 s ago at last",
             false,
         ),
+        ("a\n…\nd", "a\nb\nc\nd", true),
+        ("a\n…\nd", "a\nd", true),
+        ("a\n…\nd", "a\nb", false),
+        ("a…d", "a\nd", false),
+        (
+            "promoted a\npromoted b\nc",
+            "promoted b\npromoted a\nc",
+            true,
+        ),
+        (
+            "promoted a\npromoted b\nc",
+            "promoted b\npromoted b\nc",
+            false,
+        ),
+        ("a", "a\nb", false),
     ];
+    let lines = |text: &str| text.lines().map(str::to_owned).collect::<Vec<_>>();
     for (shown, said, is_the_same) in table {
-        assert_eq!(fits(shown, said), is_the_same, "{said}");
+        assert_eq!(fits(&lines(shown), &lines(said)), is_the_same, "{said}");
     }
 }
