@@ -47,18 +47,8 @@ impl Check {
         for route in &routes.0 {
             lines.line(describe(route, &routes, style));
         }
-        let warnings = routes.0.iter().flat_map(|route| {
-            let mut texts = route.selection.idle_rules();
-            texts.extend(route.gates.warnings());
-            texts.extend(scan_warnings(route));
-            texts.extend(unsigned(route));
-            texts.into_iter().map(move |text| (route, text))
-        });
-        for (route, text) in warnings {
-            lines.line(shown(
-                &Finding::warning(format!("route {}", route.name), &text),
-                style,
-            ));
+        for warning in routes.0.iter().flat_map(warnings) {
+            lines.line(shown(&warning, style));
         }
         for exposed in &config.exposed {
             let finding = Finding::warning(clean(&exposed.key), &exposed.text);
@@ -79,20 +69,7 @@ impl Check {
             let finding = Finding::warning("daemon.audit_file".into(), &text);
             lines.line(shown(&finding, style));
         }
-        for queue in &config.queues {
-            let text = format!(
-                "queue {}\n  events of {} from {}\n",
-                clean(&queue.name),
-                clean(&queue.notifier.registry),
-                clean(&queue.queue.address.to_string())
-            );
-            lines.line(text);
-        }
-        for set in &config.sets {
-            let routes = clean(&set.routes.join(", "));
-            let name = clean(&set.name);
-            lines.line(format!("set {name}\n  {routes} move together\n"));
-        }
+        describe_queues_and_sets(&config, lines);
         let routes = plural(routes.0.len() as u64, "route");
         let registries =
             plural(config.registries.len() as u64, "registry").replace("registrys", "registries");
@@ -103,15 +80,49 @@ impl Check {
         if !self.online {
             return Ok(0);
         }
-        let mut findings = commands::check_online(&config).await;
-        findings.extend(commands::check_receivers(&config).await);
-        if let Some(place) = &self.probe_repository {
-            findings.extend(commands::probe(&config, place).await);
-        }
+        let findings = self.findings(&config).await;
         for finding in &findings {
             lines.line(shown(finding, style));
         }
         Ok(exit_code(&findings))
+    }
+
+    /// What the registries and queues answer.
+    async fn findings(&self, config: &Config) -> Vec<Finding> {
+        let mut findings = commands::check_online(config).await;
+        findings.extend(commands::check_receivers(config).await);
+        if let Some(place) = &self.probe_repository {
+            findings.extend(commands::probe(config, place).await);
+        }
+        findings
+    }
+}
+
+fn warnings(route: &Route) -> impl Iterator<Item = Finding> {
+    let mut texts = route.selection.idle_rules();
+    texts.extend(route.gates.warnings());
+    texts.extend(scan_warnings(route));
+    texts.extend(unsigned(route));
+    let name = format!("route {}", route.name);
+    texts
+        .into_iter()
+        .map(move |text| Finding::warning(name.clone(), &text))
+}
+
+fn describe_queues_and_sets(config: &Config, lines: &mut Lines) {
+    for queue in &config.queues {
+        let text = format!(
+            "queue {}\n  events of {} from {}\n",
+            clean(&queue.name),
+            clean(&queue.notifier.registry),
+            clean(&queue.queue.address.to_string())
+        );
+        lines.line(text);
+    }
+    for set in &config.sets {
+        let routes = clean(&set.routes.join(", "));
+        let name = clean(&set.name);
+        lines.line(format!("set {name}\n  {routes} move together\n"));
     }
 }
 
