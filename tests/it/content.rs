@@ -27,6 +27,10 @@ fn scene(route: Value) -> Scene {
     }
 }
 
+fn image(number: u64) -> Image {
+    Image::oci(number, &[1000])
+}
+
 /// Waits until so many more polls have listed staging.
 async fn polled(staging: &Scripted, polls: usize) {
     staging.forget_requests();

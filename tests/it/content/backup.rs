@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{asked_beyond_comparison, polled};
+use super::{asked_beyond_comparison, image, polled};
 use crate::decisions::{Scene, reasons};
 use crate::support::daemon::end_of;
 use crate::support::rules::{Act, Cut, Gate, Rule};
@@ -13,10 +13,6 @@ const PREVIOUS: &str = "latest.previous";
 
 fn rules() -> Value {
     json!({"backup": "{tag}.previous", "tags": {"include": ["*"], "exclude": ["*.previous"]}})
-}
-
-fn image(number: u64) -> Image {
-    Image::oci(number, &[1000])
 }
 
 /// What production names under `latest` and under its backup.
@@ -58,11 +54,8 @@ async fn what_latest_named_keeps_a_name_in_production() {
         assert_eq!(run.total("only_in_destination"), 0);
         assert_eq!(run.total("up_to_date"), 2);
         assert_eq!(there.tags("app").await, ["latest", PREVIOUS, "v1"]);
-        let log = stage.target.log();
-        let written = log
-            .iter()
-            .filter(|entry| Kind::WRITES.contains(&entry.kind));
-        assert_eq!(written.count(), 0);
+        let written = stage.target.of(&Kind::WRITES);
+        assert!(written.is_empty(), "{written:#?}");
 
         // A rollback makes none.
         let back = ["rollback", "production/app:latest", "--reason", "INC-4"];

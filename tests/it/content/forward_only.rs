@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use super::image;
 use crate::decisions::Scene;
 use crate::support::rules::Gate;
 use crate::support::scripted::Answer;
@@ -9,10 +10,6 @@ use crate::support::*;
 
 fn tags() -> Value {
     json!({"tags": {"include": ["*"], "forward_only": "latest"}})
-}
-
-fn image(version: u64) -> Image {
-    Image::oci(version, &[1000])
 }
 
 async fn push(stage: &Stage, tag: &str, version: u64) {

@@ -2,15 +2,12 @@
 
 use serde_json::{Value, json};
 
+use super::image;
 use crate::decisions::reasons;
 use crate::support::*;
 
 fn observed() -> Value {
     json!({"mode": "observe"})
-}
-
-fn image(number: u64) -> Image {
-    Image::oci(number, &[1000])
 }
 
 #[tokio::test]
@@ -34,11 +31,8 @@ async fn what_a_route_observes_is_reported_and_never_written() {
     }
     let run = stage.sync().await.expect(0);
     assert_eq!((run.total("up_to_date"), run.total("existing")), (1, 1));
-    let log = stage.target.log();
-    let written = log
-        .iter()
-        .filter(|entry| Kind::WRITES.contains(&entry.kind));
-    assert_eq!(written.count(), 0, "{log:#?}");
+    let written = stage.target.of(&Kind::WRITES);
+    assert!(written.is_empty(), "{written:#?}");
     assert_eq!(there.digest("app", image(2).digest()).await, None);
     assert_eq!(there.tags("app").await, ["v1", "v3"]);
 }

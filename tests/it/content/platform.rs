@@ -4,16 +4,13 @@ use blobferry::endpoint::{OnlyPlatform, RouteSource, Source as _};
 use blobferry::oci::{Digest, Target};
 use serde_json::{Value, json};
 
+use super::image;
 use crate::decisions::reasons;
 use crate::support::scripted::Answer;
 use crate::support::*;
 
 pub(super) fn only(platform: &str) -> Value {
     json!({"platform": platform})
-}
-
-fn image(number: u64) -> Image {
-    Image::oci(number, &[1000])
 }
 
 /// An index for linux/amd64 and linux/arm64.
@@ -49,11 +46,8 @@ async fn production_names_the_manifest_of_the_platform_alone() {
         stage.reset();
         let run = stage.sync().await.expect(0);
         assert_eq!(run.total("up_to_date"), 2, "{}", run.said());
-        let log = stage.target.log();
-        let written = log
-            .iter()
-            .filter(|entry| Kind::WRITES.contains(&entry.kind));
-        assert_eq!(written.count(), 0);
+        let written = stage.target.of(&Kind::WRITES);
+        assert!(written.is_empty(), "{written:#?}");
 
         // Another child of a new index is no news; this one is.
         let mut newer = [children[0].clone(), children[1].clone()];
