@@ -50,6 +50,15 @@ pub struct Approvals {
     pub overrides: Vec<GateOverride>,
 }
 
+impl Approval {
+    /// `accepted by user:alice: reason (decision 12)`; `how` is the first word.
+    pub fn shown(&self, how: &str) -> String {
+        let said = self.by.remarks.reason.as_ref();
+        let said = said.map_or_else(String::new, |reason| format!(": {reason}"));
+        format!("{how} by {}{said} (decision {})", self.by, self.decision)
+    }
+}
+
 impl Approvals {
     /// The override of a gate.
     pub fn override_of(&self, gate: GateKind) -> Option<&GateOverride> {
@@ -103,10 +112,7 @@ impl Numbered {
     }
 
     fn overrides(&self) -> impl Iterator<Item = GateOverride> {
-        let actor = &self.decision.actor;
-        let said = actor.remarks.reason.as_ref();
-        let said = said.map_or_else(String::new, |reason| format!(": {reason}"));
-        let reason = format!("passed by {actor}{said} (decision {})", self.id);
+        let reason = self.agreement().shown("passed");
         self.decision.despite.iter().map(move |gate| GateOverride {
             gate: *gate,
             reason: reason.clone(),

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::survey::{Image, TagFacts};
-use crate::decision::Block;
+use crate::decision::{Approval, Block};
 use crate::fault::{Class, Fault};
 use crate::job::{Actor, BlobCounts, Judgement, Outcome, ReferrerCounts};
 use crate::oci::Digest;
@@ -49,8 +49,10 @@ pub struct Completion {
     pub has_progressed: bool,
     /// What the gates came to.
     pub gates: Vec<Judgement>,
-    /// The principals that approve or accept it, with what they said; the newest one comes last.
-    pub agreed: Vec<Actor>,
+    /// The principals that approve it, with what they said; the newest one comes last.
+    pub approved: Vec<Actor>,
+    /// The accept that it goes by.
+    pub accepted: Option<Approval>,
     /// Whether gates or decisions kept the job from its tag.
     pub is_gated: bool,
     /// The set that the tag is part of.
@@ -187,7 +189,8 @@ impl Completion {
             companions: Vec::new(),
             has_progressed: false,
             gates: Vec::new(),
-            agreed: Vec::new(),
+            approved: Vec::new(),
+            accepted: None,
             is_gated: false,
             set: None,
             set_wait: None,

@@ -428,15 +428,17 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             .lock()
             .expect("nothing panics while it notes")
             .take();
-        let approvals = judged.iter().flat_map(Judged::agreed).cloned();
-        let agreed = approvals.chain(accepted.map(|accept| accept.by)).collect();
+        let accept = accepted.as_ref();
+        reasons.extend(accept.map(|accept| accept.shown("accepted")));
+        let approved = judged.iter().flat_map(Judged::agreed).cloned().collect();
         let mut companions = self
             .companions
             .lock()
             .expect("nothing panics while it notes");
         Completion {
             reasons,
-            agreed,
+            approved,
+            accepted,
             cost: self.cost(requests),
             found: *self.found.lock().expect("nothing panics while it notes"),
             took: self.started.elapsed(),

@@ -266,7 +266,7 @@ fn report_entry(job: &Job, names: &Names, completion: &Completion) -> Settled {
             Some(*previous) != completion.digest || completion.outcome != Outcome::Promoted
         }),
         cause: job.cause,
-        actor: actor(job, &completion.agreed),
+        actor: actor(job, completion),
         result: completion.outcome,
         reasons: completion.reasons.clone(),
         error: completion.fault.as_ref().map(Trouble::from),
@@ -287,16 +287,27 @@ fn report_entry(job: &Job, names: &Names, completion: &Completion) -> Settled {
     }
 }
 
-/// The principal of a job, with what it said. A decision wakes a look that finds other tags, too,
-/// so a tag has what that principal said of an approval or an accept of this very tag, or nothing.
-fn actor(job: &Job, agreed: &[Actor]) -> Actor {
+/// The principal of a job, with what it said. What goes by a decision is the act of its principal,
+/// whatever has started the look.
+fn actor(job: &Job, completion: &Completion) -> Actor {
     let caused = &job.actor;
-    if job.cause != Cause::Decision || job.rollback.is_some() {
+    if job.explicit || job.rollback.is_some() {
         return caused.clone();
     }
-    let own = agreed.iter().rfind(|actor| actor.name == caused.name);
-    own.cloned()
-        .unwrap_or_else(|| Actor::named(caused.name.clone()))
+    if let Some(accept) = &completion.accepted {
+        return accept.by.clone();
+    }
+    let mut approved = completion.approved.iter();
+    if job.cause == Cause::Decision {
+        // Its look finds other tags, too: of those it has said nothing.
+        let own = approved.rfind(|actor| actor.name == caused.name);
+        return own
+            .cloned()
+            .unwrap_or_else(|| Actor::named(caused.name.clone()));
+    }
+    let is_named = completion.outcome == Outcome::Promoted;
+    let newest = approved.next_back().filter(|_| is_named);
+    newest.unwrap_or(caused).clone()
 }
 
 /// When to look again at what gates kept from its tag.

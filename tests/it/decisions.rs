@@ -5,7 +5,7 @@ mod approve;
 mod clock;
 mod moves;
 mod pushers;
-mod rights;
+pub mod rights;
 mod rollback;
 mod why;
 

@@ -9,6 +9,8 @@ use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::{IntoResponse as _, Response};
 use serde_json::{Value, json};
 
+use crate::decisions::rights::user;
+use crate::decisions::{Scene, reasons};
 use crate::support::rules::Reply;
 use crate::support::scripted::Answer;
 use crate::support::*;
@@ -394,5 +396,48 @@ async fn a_tag_is_told_with_the_reason_of_the_decision_that_allowed_it_alone() {
         assert_eq!(row["reason"], told["reason"]);
         let claims = row["claimed_actor"].as_str();
         assert_eq!(claims, (told == &approved).then_some("robert"), "{row}");
+    }
+}
+
+/// Where a poll named the tag first, its row, message and report were the daemon's own.
+#[tokio::test]
+async fn what_was_accepted_is_the_act_of_its_principal_whatever_names_it() {
+    let hook = Hook::start(Manner::Takes).await;
+    let notify = json!({"url": hook.url, "on": ["promoted"]});
+    let scene = Scene::with(|config| {
+        let polled = config.daemon("poll", json!("1s"));
+        // After a restart a tag that was equal once is asked about by the sweep.
+        let swept = polled.daemon("verify", json!("1s"));
+        swept.daemon("notify", notify)
+    });
+    let (first, second) = (Image::oci(1, &[100]), Image::oci(2, &[200]));
+    scene.staging.push("app", "v1", &first);
+    let daemon = scene.ferry.start_ready().await;
+    scene.named("v1", &first).await;
+    scene.staging.push("app", "v1", &second);
+    scene.ferry.sync(&[]).await.expect(4);
+    scene.run(&["hold"]).await.expect(0);
+    let accept = ["accept", "app:v1", "--reason", "the rebuild is right"];
+    scene.run(&accept).await.expect(0);
+    daemon.killed().await;
+    scene.run(&["release"]).await.expect(0);
+    let _daemon = scene.ferry.start_ready().await;
+    scene.named("v1", &second).await;
+    let is_it = |body: &Value| body["digest"] == second.digest();
+    let told = hook.first("the accepted image", is_it).await;
+    let history = scene.run(&["history", "--json"]).await.stdout;
+    let rows = history
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
+    let mut rows = rows.filter(|row| row["id"] == told["id"]);
+    let row = rows.next().expect("the row of the message");
+    assert_ne!(row["cause"], "decision", "{row}");
+    let by = format!("user:{}", user());
+    for told in [&row, &told] {
+        assert_eq!(told["actor"], by, "{told}");
+        assert_eq!(told["reason"], "the rebuild is right", "{told}");
+        let reasons = reasons(told);
+        let accepted = format!("accepted by {by}: the rebuild is right (decision ");
+        assert!(reasons.contains(&accepted), "{reasons}");
     }
 }
