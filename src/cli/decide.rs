@@ -8,15 +8,19 @@ use super::lines::Lines;
 use super::output::{clean, plural};
 use super::progress::say;
 use super::remarks::Said;
-use super::socket::{Socket, not_running, refusal};
+use super::socket::{Ordered, Socket, not_running, refusal};
 use super::sync::is_same_file;
 use super::{Arguments, Failure, load};
 use crate::admin::{DecisionAnswer, DecisionRequest};
-use crate::commands::{Decide, decide};
+use crate::commands::{Decide, DecideError, decide};
 use crate::config::{Config, StatePath};
 use crate::decision::Kind;
 use crate::job::Remarks;
 use crate::oci::Digest;
+use crate::state;
+
+/// Where a daemon takes decisions.
+const DECISIONS: &str = "/v1/decisions";
 
 /// Hold: looks and carrying go on, no tag is named
 #[derive(Debug, Args)]
@@ -198,10 +202,26 @@ impl Common {
         arguments: &Arguments,
     ) -> Result<Option<DecisionAnswer>, Failure> {
         let socket = Socket::in_state(&arguments.state_path()?.folder);
-        let answered = socket.act("/v1/decisions", body(request)).await?;
+        let answered = socket.order(DECISIONS, &body(request)).await?;
         answered
             .map(|(status, body)| answer(status, body))
             .transpose()
+    }
+
+    /// The answer of the daemon, else of this process, which comes to `None` where another one
+    /// holds the state folder; and whether it is the daemon's.
+    pub(super) async fn decided(
+        &self,
+        request: &DecisionRequest,
+        arguments: &Arguments,
+        alone: impl AsyncFn() -> Result<Option<DecisionAnswer>, Failure>,
+    ) -> Result<(DecisionAnswer, bool), Failure> {
+        let socket = Socket::in_state(&arguments.state_path()?.folder);
+        let ordered = socket.order_or(DECISIONS, &body(request), alone).await?;
+        match ordered {
+            Ordered::ByDaemon(status, body) => Ok((answer(status, body)?, true)),
+            Ordered::Alone(answer) => Ok((answer, false)),
+        }
     }
 
     pub(super) fn show(&self, answer: &DecisionAnswer, lines: &mut Lines) {
@@ -220,17 +240,9 @@ impl Common {
     ) -> Result<u8, Failure> {
         let state = arguments.state_path()?;
         let is_new = !crate::ledger::exists_in(&state.folder);
-        let answered = self.ask_daemon(&self::request(&request), arguments).await?;
-        let by_daemon = answered.is_some();
-        let answer = match answered {
-            Some(answer) => answer,
-            None => {
-                let config = config_of(arguments, &state);
-                let recorded = decide(&state.folder, config.as_ref(), request).await;
-                let recorded = recorded.map_err(|error| Failure::new(error.exit_code(), error))?;
-                DecisionAnswer::recorded(recorded)
-            }
-        };
+        let alone = async || recorded(&request, arguments, &state).await;
+        let request = self::request(&request);
+        let (answer, by_daemon) = self.decided(&request, arguments, alone).await?;
         self.show(&answer, lines);
         if !by_daemon && !self.json {
             let folder = state.folder.display();
@@ -242,6 +254,20 @@ impl Common {
             });
         }
         Ok(0)
+    }
+}
+
+/// Records a decision in this process. `None`: another one holds the state folder.
+async fn recorded(
+    request: &Decide,
+    arguments: &Arguments,
+    state: &StatePath,
+) -> Result<Option<DecisionAnswer>, Failure> {
+    let config = config_of(arguments, state);
+    match decide(&state.folder, config.as_ref(), request.clone()).await {
+        Ok(recorded) => Ok(Some(DecisionAnswer::recorded(recorded))),
+        Err(DecideError::State(state::Error::Held { .. })) => Ok(None),
+        Err(error) => Err(Failure::new(error.exit_code(), error)),
     }
 }
 

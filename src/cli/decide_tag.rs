@@ -13,9 +13,10 @@ use super::{Arguments, Failure};
 use crate::admin::{DecisionAnswer, DecisionRequest};
 use crate::clock;
 use crate::commands;
-use crate::decision::{Kind, Numbered, until};
+use crate::decision::{Kind, until};
 use crate::job::GateKind;
 use crate::oci::Digest;
+use crate::state;
 
 /// Approve: agree that a tag goes to the digest that staging names
 #[derive(Debug, Args)]
@@ -178,16 +179,15 @@ impl Rollback {
             until: self.until.clone(),
             ..self.common.request(Kind::Rollback, &self.target)?
         };
-        let answer = match self.common.ask_daemon(&request, arguments).await? {
-            Some(answer) => answer,
-            None => DecisionAnswer::of(self.act(arguments).await?),
-        };
+        let alone = async || self.act(arguments).await;
+        let decided = self.common.decided(&request, arguments, alone);
+        let (answer, _by_daemon) = decided.await?;
         self.common.show(&answer, lines);
         Ok(0)
     }
 
-    /// Moves the tag in this process.
-    async fn act(&self, arguments: &Arguments) -> Result<Numbered, Failure> {
+    /// Moves the tag in this process. `None`: another one holds the state folder.
+    async fn act(&self, arguments: &Arguments) -> Result<Option<DecisionAnswer>, Failure> {
         let target = self.target.parse().map_err(Failure::usage)?;
         let end = self.until.as_deref();
         let end = end.map(|text| until(text, clock::now())).transpose();
@@ -210,7 +210,11 @@ impl Rollback {
                 moved.await
             }
         };
-        let moved = moved.map_err(|error| Failure::new(error.exit_code(), error))?;
-        moved.map_err(|error| Failure::new(error.exit_code(), error))
+        match moved {
+            Ok(Ok(moved)) => Ok(Some(DecisionAnswer::of(moved))),
+            Ok(Err(error)) => Err(Failure::new(error.exit_code(), error)),
+            Err(commands::Error::State(state::Error::Held { .. })) => Ok(None),
+            Err(error) => Err(Failure::new(error.exit_code(), error)),
+        }
     }
 }

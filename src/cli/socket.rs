@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use http::{Method, StatusCode};
 use serde_json::Value;
+use tokio::time::{Instant, sleep};
 
 use super::Failure;
 use super::output::clean;
+use super::progress::say;
 use crate::admin::client::{self, Error};
 use crate::config::StatePath;
 use crate::state;
@@ -18,6 +20,23 @@ pub(super) struct Socket(PathBuf);
 
 /// How long a question about what is known may take.
 const DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long an order waits for the socket of a process that holds the state folder: a daemon that
+/// starts makes it within seconds.
+const STARTING: Duration = Duration::from_secs(10);
+/// How often it looks for the socket.
+const AGAIN: Duration = Duration::from_millis(100);
+/// How often an order is given anew, since another process took the state folder meanwhile.
+const TURNS: usize = 3;
+
+/// What came of an order.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Ordered<T> {
+    /// The daemon's answer.
+    ByDaemon(StatusCode, Value),
+    /// It was done in this process: no daemon runs.
+    Alone(T),
+}
 
 impl Socket {
     pub(super) fn in_state(state: &Path) -> Socket {
@@ -64,6 +83,61 @@ impl Socket {
         body: Value,
     ) -> Result<Option<(StatusCode, Value)>, Failure> {
         self.ask(Method::POST, path, Some(body), None).await
+    }
+
+    /// Orders something of the daemon, which may be starting: while a process holds the state
+    /// folder, its socket is waited for. `None`: no daemon runs.
+    ///
+    /// # Errors
+    /// The daemon is not for us, went away before it answered, or makes no socket in time.
+    pub(super) async fn order(
+        &self,
+        path: &str,
+        body: &Value,
+    ) -> Result<Option<(StatusCode, Value)>, Failure> {
+        let began = Instant::now();
+        let mut is_told = false;
+        loop {
+            let asked = client::request(&self.0, Method::POST, path, Some(body.clone()), None);
+            match asked.await {
+                Ok(answer) => return Ok(Some(answer)),
+                Err(Error::NotRunning { .. }) => {}
+                Err(error) => return Err(Failure::new(1, error)),
+            }
+            let Some(absent) = self.absent() else {
+                return Ok(None);
+            };
+            if began.elapsed() >= STARTING {
+                return Err(absent);
+            }
+            if !std::mem::replace(&mut is_told, true) {
+                say("a process holds the state folder, and does not answer yet: waits for it");
+            }
+            sleep(AGAIN).await;
+        }
+    }
+
+    /// Orders something of the daemon, or does it in this process where none runs. `alone` comes to
+    /// `None` where a process has taken the state folder meanwhile: a daemon that starts.
+    ///
+    /// # Errors
+    /// As [`Socket::order`], and those of `alone`.
+    pub(super) async fn order_or<T>(
+        &self,
+        path: &str,
+        body: &Value,
+        alone: impl AsyncFn() -> Result<Option<T>, Failure>,
+    ) -> Result<Ordered<T>, Failure> {
+        for _ in 0..TURNS {
+            if let Some((status, body)) = self.order(path, body).await? {
+                return Ok(Ordered::ByDaemon(status, body));
+            }
+            if let Some(done) = alone().await? {
+                return Ok(Ordered::Alone(done));
+            }
+        }
+        let text = "other processes take the state folder in turn: try it again";
+        Err(self.absent().unwrap_or_else(|| Failure::said(1, text)))
     }
 
     /// Asks for something that can be done without a daemon as well. `None`: no daemon runs, or it
@@ -148,7 +222,45 @@ pub(super) fn refusal(status: StatusCode, body: &Value) -> Failure {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
+    use axum::Router;
+    use tokio::net::UnixListener;
+
     use super::*;
+
+    /// A daemon takes the folder after it was found free, and before the order takes it.
+    #[tokio::test]
+    async fn an_order_that_finds_the_folder_taken_asks_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = Socket::in_state(folder.path());
+        let daemon = Mutex::new(None);
+        let alone = async || {
+            let listener = UnixListener::bind(&socket.0).unwrap();
+            let routes = Router::new().fallback(async || axum::Json("recorded"));
+            let served = tokio::spawn(async { axum::serve(listener, routes).await.unwrap() });
+            let before = daemon.lock().unwrap().replace(served);
+            assert!(before.is_none(), "it is done once");
+            Ok(None::<()>)
+        };
+        let ordered = socket.order_or("/v1/decisions", &Value::Null, alone).await;
+        let answer = Ordered::ByDaemon(StatusCode::OK, "recorded".into());
+        assert_eq!(ordered.unwrap(), answer);
+        let served = daemon.lock().unwrap().take();
+        served.unwrap().abort();
+    }
+
+    /// It was refused as a mistake of the caller, with the advice to stop that process.
+    #[tokio::test]
+    async fn an_order_that_never_gets_the_folder_fails_without_advice() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = Socket::in_state(folder.path());
+        let alone = async || Ok(None::<()>);
+        let ordered = socket.order_or("/v1/decisions", &Value::Null, alone).await;
+        let failure = ordered.unwrap_err();
+        assert_eq!(failure.code, 1);
+        assert!(failure.to_string().contains("try it again"), "{failure}");
+    }
 
     #[test]
     fn refusals_keep_the_daemons_words_and_get_an_exit_code() {

@@ -9,6 +9,7 @@ pub mod rights;
 mod rollback;
 mod why;
 
+use blobferry::state::StateLock;
 use serde_json::{Value, json};
 
 use crate::support::daemon::end_of;
@@ -664,4 +665,39 @@ async fn a_decision_about_something_else_costs_no_request() {
         counts.push((scene.staging.log().len(), scene.production.log().len()));
     }
     assert_eq!(counts[0], counts[1]);
+}
+
+/// A restart is when an emergency is answered: a decision failed, with the advice to stop the
+/// daemon.
+#[tokio::test]
+async fn a_decision_waits_for_a_daemon_that_starts() {
+    let scene = Scene::new();
+    let lock = StateLock::acquire(&scene.ferry.path("state")).expect("the folder is free");
+    let said = scene.ferry.path("said");
+    let stderr = std::fs::File::create(&said).expect("a file");
+    let arguments = ["hold", "--reason", "INC-4"];
+    let mut hold = scene.ferry.spawn_saying_to(&arguments, stderr.into());
+    eventually("it waits for the process", async || {
+        let said = std::fs::read_to_string(&said).ok()?;
+        said.contains("waits for it").then_some(())
+    })
+    .await;
+    drop(lock);
+    let _daemon = scene.ferry.start_ready().await;
+    assert_eq!(end_of(&mut hold).await, 0);
+    assert_eq!(scene.in_force().await[0]["reason"], "INC-4");
+}
+
+#[tokio::test]
+async fn a_decision_beside_a_process_that_never_answers_fails_without_bad_advice() {
+    let scene = Scene::new();
+    let _lock = StateLock::acquire(&scene.ferry.path("state")).expect("the folder is free");
+    for command in [&["hold"][..], &["accept", "app:v1", "--reason", "x"]] {
+        let run = scene.run(command).await.expect(1);
+        let names = format!("process {} holds the state folder", std::process::id());
+        assert!(run.stderr.contains(&names), "{}", run.stderr);
+        for advice in ["stop that process", "a folder of its own", "--state"] {
+            assert!(!run.stderr.contains(advice), "{}", run.stderr);
+        }
+    }
 }

@@ -257,6 +257,15 @@ impl Ferry {
             .expect("the program starts")
     }
 
+    /// The same with a stderr of the test's own.
+    pub fn spawn_saying_to(&self, arguments: &[&str], stderr: Stdio) -> Child {
+        self.command(arguments)
+            .stdout(Stdio::null())
+            .stderr(stderr)
+            .spawn()
+            .expect("the program starts")
+    }
+
     /// Runs a line of a shell in which the program is called `blobferry`; returns its exit code.
     pub async fn shell(&self, line: &str) -> i32 {
         let mut command = self.command_with_program_in_path("sh");
