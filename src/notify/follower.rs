@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::Client;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::send::{self, Sent};
@@ -19,6 +19,11 @@ const PAGE: u32 = 200;
 const MOST_BEHIND: u64 = 1000;
 /// Rows that nothing was told of are kept as read so many at a time.
 const UNTOLD: u64 = 500;
+/// Most messages that are told before the ledger keeps that. Each such mark is a commit, which
+/// promotions share; after a crash what was told since is told again.
+const MOST_UNKEPT: u64 = 100;
+/// Longest time until the ledger keeps what was told.
+const UNKEPT_FOR: Duration = Duration::from_secs(1);
 /// How a daemon tries: for about an hour.
 pub const PACE: Pace = Pace {
     tries: 64,
@@ -66,6 +71,7 @@ impl Follower {
             key: self.receiver.key(),
             row: None,
             kept: 0,
+            unkept: Unkept::default(),
             is_down: false,
         };
         let mut added = self.ledger.additions();
@@ -104,16 +110,15 @@ impl Follower {
             };
             let ended = self.tell(told, &Message::of(row, event)).await;
             if ended == Ended::Stopped {
+                self.keep_told(told).await?;
                 return Ok(false);
             }
-            // What is counted is kept: a restart does not tell it again.
-            let kept = self.keep(told, row.id).await;
-            match ended {
-                Ended::Taken => self.metrics.sent(),
-                _ => self.metrics.dropped(1),
+            told.unkept.add(row.id, ended);
+            if told.unkept.is_due() {
+                self.keep_told(told).await?;
             }
-            kept?;
         }
+        self.keep_told(told).await?;
         if let Some(last) = rows.last() {
             told.row = Some(last.id);
             if last.id.saturating_sub(told.kept) >= UNTOLD {
@@ -158,6 +163,17 @@ impl Follower {
             );
         }
         Ok(row)
+    }
+
+    /// Keeps what was told. What is counted is kept: a restart does not tell it again.
+    async fn keep_told(&self, told: &mut Told) -> Result<(), Fault> {
+        let Some(unkept) = told.unkept.take() else {
+            return Ok(());
+        };
+        let kept = self.keep(told, unkept.row).await;
+        self.metrics.sent(unkept.taken);
+        self.metrics.dropped(unkept.dropped);
+        kept
     }
 
     /// A row that the disk does not take counts as told in this process all the same.
@@ -205,6 +221,10 @@ impl Follower {
                     "a notification was not taken; it is tried again"
                 );
             }
+            // The wait may be long. What the disk does not take is tried with the next mark.
+            if let Err(error) = self.keep_told(told).await {
+                tracing::debug!(error = %error.chain(), "what was told is not kept yet");
+            }
             if attempt < self.pace.tries {
                 let wait = self.pace.again.wait(attempt).max(hint.unwrap_or_default());
                 let pause = tokio::time::sleep(wait);
@@ -237,6 +257,44 @@ struct Told {
     row: Option<u64>,
     /// The last row that the ledger knows.
     kept: u64,
+    /// What was told after that.
+    unkept: Unkept,
     /// Whether it did not take the last message.
     is_down: bool,
+}
+
+/// What was told, and is not kept in the ledger yet.
+#[derive(Default)]
+struct Unkept {
+    /// When the first message was told; `None`: all is kept.
+    since: Option<Instant>,
+    /// The last row.
+    row: u64,
+    /// Messages that the receiver took.
+    taken: u64,
+    /// Messages that were given up.
+    dropped: u64,
+}
+
+impl Unkept {
+    fn add(&mut self, row: u64, ended: Ended) {
+        self.since.get_or_insert_with(Instant::now);
+        self.row = row;
+        match ended {
+            Ended::Taken => self.taken += 1,
+            Ended::Dropped | Ended::Stopped => self.dropped += 1,
+        }
+    }
+
+    fn is_due(&self) -> bool {
+        let is_old = self
+            .since
+            .is_some_and(|since| since.elapsed() >= UNKEPT_FOR);
+        is_old || self.taken + self.dropped >= MOST_UNKEPT
+    }
+
+    fn take(&mut self) -> Option<Unkept> {
+        self.since?;
+        Some(std::mem::take(self))
+    }
 }

@@ -1,6 +1,7 @@
 //! A follower between a ledger in memory and a server.
 
-use std::sync::{Arc, Mutex};
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use axum::Router;
@@ -24,11 +25,18 @@ struct Hook {
     bodies: Arc<Mutex<Vec<Value>>>,
     /// The first answers; 204 after them.
     answers: Arc<Mutex<Vec<StatusCode>>>,
+    /// Where each message finds the mark of the receiver, once there is one to look at.
+    marks: Arc<Mutex<BTreeSet<Option<u64>>>>,
+    marked: Arc<OnceLock<(Ledger, String)>>,
 }
 
 async fn take(State(hook): State<Hook>, body: Bytes) -> Response {
     let body = serde_json::from_slice(&body).expect("a body is JSON");
     hook.bodies.lock().unwrap().push(body);
+    if let Some((ledger, receiver)) = hook.marked.get() {
+        let mark = ledger.told(receiver).await.unwrap();
+        hook.marks.lock().unwrap().insert(mark);
+    }
     let mut answers = hook.answers.lock().unwrap();
     let status = match answers.is_empty() {
         true => StatusCode::NO_CONTENT,
@@ -141,6 +149,29 @@ async fn a_flood_is_told_up_to_its_bound_and_the_rest_is_counted() {
     assert_eq!(hook.ids(), (9001..=10_001).collect::<Vec<u64>>());
     stop.cancel();
     assert!(ledger.told(&key).await.unwrap() >= Some(10_000));
+}
+
+/// Each message was a commit of its own, which all promotions share: a burst ran away from its
+/// receiver.
+#[tokio::test]
+async fn a_burst_is_kept_for_many_messages_at_once() {
+    let mut tasks = JoinSet::new();
+    let hook = Hook::default();
+    let url = hook.serve(&mut tasks).await;
+    let ledger = Ledger::in_memory();
+    for number in 0..500 {
+        record(&ledger, &format!("v{number}"), Outcome::Promoted).await;
+    }
+    let metrics = Metrics::new(&Registry::new()).unwrap();
+    let follower = follower(&url, &ledger, &metrics, 0).await;
+    let key = follower.receiver.key();
+    assert!(hook.marked.set((ledger.clone(), key.clone())).is_ok());
+    tasks.spawn(follower.run());
+    until("all is kept", || count(&metrics, "sent") == 500).await;
+    assert_eq!(ledger.told(&key).await.unwrap(), Some(500));
+    // By count they are 0, 100, 200, 300, 400 at most; a slow machine adds some by time.
+    let marks = hook.marks.lock().unwrap().len();
+    assert!(marks < 100, "{marks}");
 }
 
 /// A restart between two rows.
