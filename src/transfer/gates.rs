@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::iter;
 use std::sync::{Arc, MutexGuard};
+use std::time::Duration;
 
 use futures::FutureExt as _;
 use serde::Deserialize;
@@ -14,7 +15,7 @@ use tokio::time::Instant;
 
 use super::Promotion;
 use super::approvals::AtHand;
-use super::questions::{Answer, HOLDS, Judge};
+use super::questions::{Answer, Asked, HOLDS, Judge};
 use super::retry::stoppable;
 use super::survey::TagFacts;
 use crate::decision::{Approvals, GateOverride};
@@ -235,9 +236,9 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         if !self.judge_scan_of(gates, scanned, phase, judged).await? {
             return Ok(());
         }
-        let command = gates.command.clone().map(Judge::Command);
+        let command = gates.command.clone().map(Asked::Command);
         let command = command.filter(|_| !judged.is_overridden(GateKind::Command));
-        let http = gates.http.clone().map(Judge::Http);
+        let http = gates.http.clone().map(Asked::Http);
         let http = http.filter(|_| !judged.is_overridden(GateKind::Http));
         if command.is_none() && http.is_none() {
             return Ok(());
@@ -262,8 +263,8 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             media_type: media_type.as_str(),
             referrers: &attached,
         };
-        for judge in command.into_iter().chain(http) {
-            let answer = self.ask_gate(&judge, &question).await?;
+        for asked in command.into_iter().chain(http) {
+            let answer = self.ask_gate(asked, &question).await?;
             if !judged.add_answer(answer) {
                 return Ok(());
             }
@@ -289,9 +290,9 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         let platforms = trusted
             .map(|trusted| trusted.on)
             .any(|on| on == Subject::Platforms);
-        let signed = self
-            .signed_image(digest, platforms, &signers(gates))
-            .await?;
+        let signers = signers(gates);
+        let signed = self.signed_image(digest, platforms, &signers);
+        let signed = stoppable(&self.stop.drain, signed).await??;
         let judgements: Vec<Judgement> = asked
             .iter()
             .map(|gate| match gate {
@@ -321,19 +322,27 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
 
     /// The answer of a program or a service. A pass for naming is one for carrying, too: a slow
     /// gate would otherwise never be asked about both in time.
-    async fn ask_gate(&self, judge: &Judge, question: &Question<'_>) -> Result<Answer, Fault> {
+    async fn ask_gate(&self, asked: Asked, question: &Question<'_>) -> Result<Answer, Fault> {
         let questions = &self.engine.questions;
+        let judge = Judge::Asked(asked.clone());
         let naming = Question {
             phase: Phase::Name,
             ..question.clone()
         };
-        if let Some(passed) = questions.passed(judge, &naming.to_json()) {
+        if let Some(passed) = questions.passed(&judge, &naming.to_json()) {
             return Ok(passed);
         }
+        let question = question.to_json();
+        let work = || questions.work(&asked, question.clone());
+        let key = &self.job.key;
+        let answer = questions.ask(&judge, &question, key, self.patience(), work);
+        stoppable(&self.stop.drain, answer).await?
+    }
+
+    /// How long the job waits for an answer. `None`: until it is there.
+    pub(super) fn patience(&self) -> Option<Duration> {
         let hold = self.engine.settings.retry.hold;
-        let patience = (self.job.max_wait <= hold).then_some(hold);
-        let answer = questions.ask(judge, question.to_json(), &self.job.key, patience);
-        stoppable(&self.stop.drain, answer).await
+        (self.job.max_wait <= hold).then_some(hold)
     }
 
     /// Whether the last verdicts still let the tag move: by the config in force, the time of day,

@@ -20,6 +20,7 @@ mod claims;
 pub mod companions;
 mod completion;
 mod fan_out;
+mod findings;
 mod gates;
 pub mod health;
 mod judged_set;

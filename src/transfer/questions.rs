@@ -1,26 +1,29 @@
-//! Questions to programs and services, which are asked beside the jobs.
+//! Questions to programs, services and scanners, which are asked beside the jobs.
 //!
-//! A program or a service may take minutes. A job waits for a short answer; one that takes longer
+//! A program or a service may take minutes, and so may many pages of findings. A job waits for a short answer; one that takes longer
 //! goes on without the job, which ends as waiting, and the tag is looked at again when the answer
 //! has come. While a gate has a question that is open for long, jobs do not wait for it at all, so
 //! a gate that hangs holds up neither jobs nor looks of others.
 //!
-//! Each gate is asked a few questions at once. A pass holds for [`HOLDS`], for the same question by
-//! the same gate; any other answer counts once.
+//! Each gate is asked a few questions at once. A pass of a program or a service holds for [`HOLDS`],
+//! for the same question by the same gate; any other answer counts once.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use serde_json::Value;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout};
 
+use crate::fault::{Class, Fault};
 use crate::gate;
 use crate::gate::http::{Asker, Service};
 use crate::job::gates::{Command, Http};
-use crate::job::{GateKind, Judgement, Key, NextJudgement};
+use crate::job::{GateKind, Judgement, Key, NextJudgement, Scan};
 use crate::oci::Digest;
 
 /// How long an answer holds.
@@ -34,35 +37,83 @@ const MOST: usize = 4096;
 
 /// A program or a service of the config.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Judge {
+pub(super) enum Asked {
     Command(Command),
     Http(Http),
 }
 
+impl Asked {
+    fn kind(&self) -> GateKind {
+        match self {
+            Asked::Command(_) => GateKind::Command,
+            Asked::Http(_) => GateKind::Http,
+        }
+    }
+
+    fn name(&self) -> &str {
+        match self {
+            Asked::Command(command) => command.run.first().map_or("", String::as_str),
+            Asked::Http(http) => http.url.host_str().unwrap_or_default(),
+        }
+    }
+
+    async fn answer(self, service: Arc<dyn Service>, question: Vec<u8>) -> Judgement {
+        match self {
+            Asked::Command(command) => {
+                let run = gate::command::run(&command, &question).await;
+                gate::command::judge(&command, &run)
+            }
+            Asked::Http(http) => gate::http::judge(&http, service.ask(&http, question).await),
+        }
+    }
+}
+
+/// What judges by an answer.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Judge {
+    /// A program or a service.
+    Asked(Asked),
+    /// A gate, by what the scanner of a registry has found in an image.
+    Scan {
+        gate: Box<Scan>,
+        registry: String,
+        image: Digest,
+    },
+}
+
+/// What is done to get an answer.
+pub(super) type Work = BoxFuture<'static, Result<Judgement, Fault>>;
+
 impl Judge {
     fn kind(&self) -> GateKind {
         match self {
-            Judge::Command(_) => GateKind::Command,
-            Judge::Http(_) => GateKind::Http,
+            Judge::Asked(asked) => asked.kind(),
+            Judge::Scan { .. } => GateKind::Scan,
         }
     }
 
     /// The name in reasons.
     fn name(&self) -> &str {
         match self {
-            Judge::Command(command) => command.run.first().map_or("", String::as_str),
-            Judge::Http(http) => http.url.host_str().unwrap_or_default(),
+            Judge::Asked(asked) => asked.name(),
+            Judge::Scan { registry, .. } => registry,
         }
     }
 
-    async fn answer(&self, service: &dyn Service, question: Vec<u8>) -> Judgement {
+    /// Why a job goes without the answer.
+    fn is_open(&self) -> String {
         match self {
-            Judge::Command(command) => {
-                let run = gate::command::run(command, &question).await;
-                gate::command::judge(command, &run)
-            }
-            Judge::Http(http) => gate::http::judge(http, service.ask(http, question).await),
+            Judge::Asked(asked) => format!("{} has not answered yet", asked.name()),
+            Judge::Scan {
+                registry, image, ..
+            } => format!("the findings of {image} are being read from {registry}"),
         }
+    }
+
+    /// Whether a pass is kept for other jobs. What a scanner finds may change meanwhile: each job
+    /// keeps its own.
+    fn is_kept(&self) -> bool {
+        matches!(self, Judge::Asked(_))
     }
 
     fn waits(&self, reason: String) -> Judgement {
@@ -77,6 +128,9 @@ pub(super) struct Answer {
     pub(super) at: Instant,
 }
 
+/// What came of a question: an answer, or why there is none.
+type Came = Result<Answer, (Class, String)>;
+
 /// The kind of gate, and the digest of the question.
 type QuestionId = (GateKind, Digest);
 
@@ -85,7 +139,7 @@ struct Question {
     /// The tag that it is about.
     key: Key,
     asked: Instant,
-    answer: watch::Receiver<Option<Answer>>,
+    answer: watch::Receiver<Option<Came>>,
     /// Whether a job has gone without the answer.
     wakes: bool,
     task: AbortHandle,
@@ -98,13 +152,13 @@ impl Drop for Question {
 }
 
 impl Question {
-    fn answered(&self) -> Option<Answer> {
+    fn answered(&self) -> Option<Came> {
         self.answer.borrow().clone()
     }
 
     fn is_over(&self) -> bool {
-        self.answered()
-            .is_some_and(|answer| answer.at.elapsed() >= HOLDS)
+        let is_old = |came: Came| came.map_or(true, |answer| answer.at.elapsed() >= HOLDS);
+        self.answered().is_some_and(is_old)
     }
 }
 
@@ -158,22 +212,33 @@ impl Questions {
         let id = (judge.kind(), Digest::sha256(question));
         let known = state.questions.get(&id);
         let known = known.filter(|known| known.judge == *judge && !known.is_over())?;
-        known.answered().filter(|answer| answer.judgement.is_pass())
+        let answer = known.answered()?.ok()?;
+        Some(answer).filter(|answer| answer.judgement.is_pass())
     }
 
-    /// The answer to a question about the tag of a job. `patience`: how long the job waits for it;
-    /// `None`: until it is there.
+    /// What asks a program or a service.
+    pub(super) fn work(&self, asked: &Asked, question: Vec<u8>) -> Work {
+        let answer = asked.clone().answer(self.service.clone(), question);
+        answer.map(Ok).boxed()
+    }
+
+    /// The answer to a question about the tag of a job, by the work that gets it. `patience`: how
+    /// long the job waits for it; `None`: until it is there.
+    ///
+    /// # Errors
+    /// What kept the work from an answer.
     pub(super) async fn ask(
         &self,
         judge: &Judge,
-        question: Vec<u8>,
+        question: &[u8],
         key: &Key,
         patience: Option<Duration>,
-    ) -> Answer {
-        let id = (judge.kind(), Digest::sha256(&question));
-        let Some((mut answer, is_slow)) = self.begin(id, judge, question, key) else {
+        work: impl FnOnce() -> Work,
+    ) -> Result<Answer, Fault> {
+        let id = (judge.kind(), Digest::sha256(question));
+        let Some((mut answer, is_slow)) = self.begin(id, judge, key, work) else {
             let reason = format!("{} has {MOST} questions to answer before", judge.name());
-            return now(judge.waits(reason));
+            return Ok(now(judge.waits(reason)));
         };
         let patience = patience.map(|patience| if is_slow { Duration::ZERO } else { patience });
         let came = async { answer.wait_for(Option::is_some).await.ok()?.clone() };
@@ -189,9 +254,9 @@ impl Questions {
         &self,
         id: QuestionId,
         judge: &Judge,
-        question: Vec<u8>,
         key: &Key,
-    ) -> Option<(watch::Receiver<Option<Answer>>, bool)> {
+        work: impl FnOnce() -> Work,
+    ) -> Option<(watch::Receiver<Option<Came>>, bool)> {
         let mut state = lock(&self.state);
         let is_slow = state.is_slow(judge);
         if let Some(known) = state.questions.get(&id)
@@ -210,12 +275,11 @@ impl Questions {
         let turns = state.turns_of(judge);
         let asking = Asking {
             state: Arc::downgrade(&self.state),
-            service: self.service.clone(),
             news: self.news.clone(),
             judge: judge.clone(),
             id,
         };
-        let task = tokio::spawn(asking.run(question, turns, sender)).abort_handle();
+        let task = tokio::spawn(asking.run(work(), turns, sender)).abort_handle();
         let question = Question {
             judge: judge.clone(),
             key: key.clone(),
@@ -228,25 +292,25 @@ impl Questions {
         Some((answer, is_slow))
     }
 
-    /// What a job goes by. An answer that is no pass is gone with that.
-    fn take(&self, id: QuestionId, judge: &Judge, came: Option<Answer>) -> Answer {
+    /// What a job goes by. An answer that is no pass is gone with that, and so is each of a scan.
+    fn take(&self, id: QuestionId, judge: &Judge, came: Option<Came>) -> Result<Answer, Fault> {
         let mut state = lock(&self.state);
         let known = state.questions.get_mut(&id);
         let known = known.filter(|known| known.judge == *judge);
         let came = came.or_else(|| known.as_ref()?.answered());
         match came {
-            Some(answer) if answer.judgement.is_pass() => answer,
-            Some(answer) => {
+            Some(Ok(answer)) if answer.judgement.is_pass() && judge.is_kept() => Ok(answer),
+            Some(came) => {
                 if known.is_some() {
                     state.questions.remove(&id);
                 }
-                answer
+                came.map_err(|(class, text)| Fault::new(class, text))
             }
             None => {
                 if let Some(known) = known {
                     known.wakes = true;
                 }
-                now(judge.waits(format!("{} has not answered yet", judge.name())))
+                Ok(now(judge.waits(judge.is_open())))
             }
         }
     }
@@ -287,28 +351,23 @@ impl State {
 /// dropped.
 struct Asking {
     state: Weak<Mutex<State>>,
-    service: Arc<dyn Service>,
     news: Arc<Notify>,
     judge: Judge,
     id: QuestionId,
 }
 
 impl Asking {
-    async fn run(
-        self,
-        question: Vec<u8>,
-        turns: Arc<Semaphore>,
-        sender: watch::Sender<Option<Answer>>,
-    ) {
+    async fn run(self, work: Work, turns: Arc<Semaphore>, sender: watch::Sender<Option<Came>>) {
         let Ok(_turn) = turns.acquire().await else {
             return;
         };
-        let judgement = self.judge.answer(&*self.service, question).await;
+        let came = work.await.map(now);
+        let came = came.map_err(|fault| (fault.class(), fault.chain()));
         let Some(state) = self.state.upgrade() else {
             return;
         };
         let mut state = lock(&state);
-        sender.send_replace(Some(now(judgement)));
+        sender.send_replace(Some(came));
         let asked = state.questions.get(&self.id);
         let asked = asked.filter(|asked| asked.wakes && asked.judge == self.judge);
         if let Some(key) = asked.map(|asked| asked.key.clone()) {

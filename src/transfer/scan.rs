@@ -8,15 +8,15 @@ use futures::FutureExt as _;
 use tokio::time::Instant;
 
 use super::Promotion;
+use super::findings::{Access, FindingsReader};
 use super::gates::{Judged, signers};
-use super::limits::RequestClass;
-use super::questions::{Answer, HOLDS};
-use crate::endpoint::{Cursor, Destination, ScanAnswer, Source};
+use super::questions::{Answer, HOLDS, Judge};
+use super::retry::stoppable;
+use crate::endpoint::{Destination, Source};
 use crate::fault::Fault;
 use crate::gate::question::Phase;
-use crate::gate::scan::{Findings, Reading};
 use crate::job::gates::Signer;
-use crate::job::{GateKind, Gates, Judgement, Scan, ScanOrigin, ScanSide};
+use crate::job::{GateKind, Gates, Scan, ScanOrigin, ScanSide};
 use crate::oci::Digest;
 
 impl<S: Source, D: Destination> Promotion<'_, S, D> {
@@ -61,15 +61,15 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         if let Some(passed) = self.scan_passed(gate, digest) {
             return Ok(passed);
         }
-        let at = Instant::now();
-        let judgement = match &gate.from {
+        let answer = match &gate.from {
             ScanOrigin::Registry(side) => self.judge_findings(gate, *side, digest).await?,
             ScanOrigin::Statement(by) => {
-                let judging = self.judge_signed_scan(gate, by, signers, digest);
-                judging.boxed().await?
+                let at = Instant::now();
+                let judging = self.judge_signed_scan(gate, by, signers, digest).boxed();
+                let judgement = stoppable(&self.stop.drain, judging).await??;
+                Answer { judgement, at }
             }
         };
-        let answer = Answer { judgement, at };
         if answer.judgement.is_pass() {
             let passed = (gate.clone(), answer.clone());
             let mut evidence = self.lock_evidence();
@@ -84,90 +84,75 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         (by == gate && answer.at.elapsed() < HOLDS).then(|| answer.clone())
     }
 
+    /// The verdict on what a registry's scanner has found. The findings are read beside the jobs:
+    /// they may be many pages.
     async fn judge_findings(
         &self,
         gate: &Scan,
         side: ScanSide,
         digest: Digest,
-    ) -> Result<Judgement, Fault> {
-        let mut findings = Findings::new(gate, self.time_facts(None));
-        for image in self.platforms(digest).await? {
-            if self.read_findings(side, image, &mut findings).await? {
-                break;
-            }
-        }
-        let since = match findings.is_pending() {
-            true => self.scan_awaited(side, digest).await?,
-            false => None,
+    ) -> Result<Answer, Fault> {
+        let asked = match side {
+            ScanSide::Source => self.ask_scanner(&self.source, gate, digest).boxed(),
+            ScanSide::Destination => self.ask_scanner(&self.destination, gate, digest).boxed(),
         };
-        Ok(findings.judge(since))
+        asked.await
     }
 
-    /// Reads the findings of one image. Returns whether no more are to be read.
-    async fn read_findings(
+    async fn ask_scanner<R: Source>(
         &self,
-        side: ScanSide,
-        image: Digest,
-        findings: &mut Findings<'_>,
-    ) -> Result<bool, Fault> {
-        let registry = match side {
-            ScanSide::Source => self.source.registry(),
-            ScanSide::Destination => self.destination.registry(),
+        repository: &R,
+        gate: &Scan,
+        digest: Digest,
+    ) -> Result<Answer, Fault> {
+        let images = self.platforms(digest).await?;
+        let judge = Judge::Scan {
+            gate: Box::new(gate.clone()),
+            registry: repository.registry().into(),
+            image: digest,
         };
-        let mut cursor = None;
-        loop {
-            let answer = self.scan_page(side, image, cursor).await?;
-            match findings.add(image, registry, answer) {
-                Reading::Page(next) => cursor = Some(next),
-                Reading::Image => return Ok(false),
-                Reading::Done => return Ok(true),
-            }
-        }
+        let id = repository.id();
+        let question = format!("{} {} {digest}", id.origin, id.repository);
+        let work = || {
+            let reader = FindingsReader {
+                access: Access::of(self.engine, repository.origin()),
+                repository: repository.clone(),
+                stop: self.stop.clone(),
+                gate: gate.clone(),
+                time: self.time_facts(None),
+                digest,
+                images,
+                is_recorded: self.records_scans(),
+            };
+            reader.judge().boxed()
+        };
+        // A dry run says what is waited for.
+        let hold = self.engine.settings.retry.hold;
+        let patience = match self.job.dry_run {
+            true => Some(hold),
+            false => self.patience(),
+        };
+        let key = &self.job.key;
+        let questions = &self.engine.questions;
+        let answer = questions.ask(&judge, question.as_bytes(), key, patience, work);
+        stoppable(&self.stop.drain, answer).await?
     }
 
-    async fn scan_page(
-        &self,
-        side: ScanSide,
-        image: Digest,
-        cursor: Option<Cursor>,
-    ) -> Result<ScanAnswer, Fault> {
-        let class = RequestClass::Listing;
-        match side {
-            ScanSide::Source => {
-                self.ask_source(class, |source| page_of(source, image, cursor.clone()))
-                    .await
-            }
-            ScanSide::Destination => {
-                self.ask_destination(class, |there| page_of(there, image, cursor.clone()))
-                    .await
-            }
-        }
+    /// Whether it is recorded when a scan is first asked for: not while our clock is wrong.
+    fn records_scans(&self) -> bool {
+        let is_asked = self.job.is_recorded() && self.job.rollback.is_none();
+        is_asked && !self.time_facts(None).is_skewed()
     }
 
-    /// When the scan was first asked for, and was not there; recorded now if it has not been,
-    /// unless our clock is wrong.
+    /// When the signed scan was first asked for, and was not there; recorded now if it has not been.
     pub(super) async fn scan_awaited(
         &self,
-        side: ScanSide,
         digest: Digest,
     ) -> Result<Option<jiff::Timestamp>, Fault> {
-        let is_asked = self.job.is_recorded() && self.job.rollback.is_none();
-        let is_recorded = is_asked && !self.time_facts(None).is_skewed();
+        let (origin, repository) = (self.source.origin(), self.source.repository());
         let ledger = &self.engine.ledger;
-        let (origin, repository) = match side {
-            ScanSide::Source => (self.source.origin(), self.source.repository()),
-            ScanSide::Destination => (self.destination.origin(), self.destination.repository()),
-        };
         ledger
-            .scan_awaited(origin, repository, &digest, is_recorded)
+            .scan_awaited(origin, repository, &digest, self.records_scans())
             .await
     }
-}
-
-async fn page_of<R: Source>(
-    repository: R,
-    image: Digest,
-    cursor: Option<Cursor>,
-) -> Result<ScanAnswer, Fault> {
-    repository.scan_findings(&image, cursor.as_ref()).await
 }

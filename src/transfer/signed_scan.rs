@@ -15,7 +15,7 @@ use crate::gate::signature::Signed;
 use crate::gate::sigstore;
 use crate::gate::vulnerabilities::{self, PREDICATES};
 use crate::job::gates::{Signer, Subject, Trusted};
-use crate::job::{Judgement, Scan, ScanSide};
+use crate::job::{Judgement, Scan};
 use crate::oci::Digest;
 
 impl<S: Source, D: Destination> Promotion<'_, S, D> {
@@ -36,7 +36,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             findings.add_signed(subject.subject, &signer, scans);
         }
         let since = match findings.is_pending() {
-            true => self.scan_awaited(ScanSide::Source, digest).await?,
+            true => self.scan_awaited(digest).await?,
             false => None,
         };
         Ok(findings.judge(since))

@@ -4,7 +4,13 @@ use std::sync::Arc;
 
 use serde_json::json;
 
+use super::scanned::{Bench, gate};
+use crate::ecr::{demo, one_account, with_identity};
+use crate::support::daemon::end_of;
+use crate::support::ecr::Scanned;
 use crate::support::*;
+
+const FINDINGS: &str = "DescribeImageScanFindings";
 
 /// A service that takes connections and answers none until it is opened; then each with a pass.
 async fn silent(opened: Arc<tokio::sync::Semaphore>) -> String {
@@ -66,4 +72,66 @@ async fn a_gate_that_hangs_holds_up_no_other_route() {
         repositories.iter().all(is_there).then_some(())
     })
     .await;
+}
+
+/// The findings of one image that did not come held up every new tag of its repository.
+#[tokio::test]
+async fn findings_that_do_not_come_hold_up_no_other_tag() {
+    let bench = Bench::new(gate(json!({}))).await;
+    let (slow, other) = (Image::oci(1, &[1000]), Image::oci(2, &[1000]));
+    bench.push("v1", &slow).await;
+    bench.scan(&slow, Scanned::basic(&[]));
+    let held = Gate::closed();
+    bench
+        .ecr
+        .ways(|ways| ways.holds = Some((FINDINGS, held.clone())));
+    let daemon = bench.ferry.start().await;
+    let waiting = [("route", "app"), ("state", "waiting")];
+    eventually("the look has ended", async || {
+        let count = daemon.metric("blobferry_tags", &waiting).await;
+        count.filter(|count| *count == 1.0)
+    })
+    .await;
+    let why = bench
+        .ferry
+        .run(&["why", "production/prod-demo-app:v1"])
+        .await;
+    let reading = format!("the findings of {} are being read", slow.digest());
+    assert!(why.stdout.contains(&reading), "{}", why.stdout);
+    // What is asked from now on is answered.
+    bench.ecr.ways(|ways| ways.holds = None);
+    bench.push("v2", &other).await;
+    bench.scan(&other, Scanned::basic(&[]));
+    daemon.ping(json!({"wait": true})).await;
+    let named = async |tag: &str, image: &Image| {
+        eventually("the tag is there", async || {
+            let digest = bench.ecr.client().digest("prod-demo-app", tag).await;
+            digest.filter(|digest| digest == image.digest())
+        })
+        .await
+    };
+    named("v2", &other).await;
+    // The findings come, and wake their tag, although nothing polls.
+    held.open();
+    named("v1", &slow).await;
+}
+
+/// SIGTERM waited for the findings as long as for a transfer.
+#[tokio::test]
+async fn findings_that_do_not_come_hold_up_no_end() {
+    let ecr = demo().await;
+    let route = json!({"gates": {"scan": gate(json!({}))}});
+    let config = one_account(&ecr, route).daemon("grace", json!("10m"));
+    let ferry = with_identity(Ferry::new(&config), &ecr);
+    let mut daemon = ferry.start_ready().await;
+    let image = Image::oci(1, &[1000]);
+    ecr.client().push("staging-demo-app", "v1", &image).await;
+    let held = Gate::closed();
+    ecr.ways(|ways| ways.holds = Some((FINDINGS, held.clone())));
+    // A request that waits stays for the answer.
+    let mut sync = ferry.spawn_command(&["sync", "--tag", "v1"]);
+    held.arrived(1).await;
+    daemon.signal("TERM").await;
+    assert_eq!(daemon.ended().await, 0);
+    assert_ne!(end_of(&mut sync).await, 0);
 }
