@@ -43,7 +43,7 @@ impl Control {
             })
             .await;
         match answer {
-            Ok(answer) if is_about(&answer, &asked) => Ok(read(&answer)),
+            Ok(answer) if self.is_about(&answer, repository, &asked) => Ok(read(&answer)),
             Ok(_) => Ok(ScanAnswer::Pending(
                 "the answer is about another image".into(),
             )),
@@ -54,11 +54,25 @@ impl Control {
             },
         }
     }
-}
 
-fn is_about(answer: &DescribeImageScanFindingsOutput, image: &str) -> bool {
-    let digest = answer.image_id().and_then(|id| id.image_digest());
-    digest.is_none_or(|digest| digest == image)
+    /// Whether findings are those of the image in its repository and account, as far as they say.
+    fn is_about(
+        &self,
+        answer: &DescribeImageScanFindingsOutput,
+        repository: &RepositoryName,
+        image: &str,
+    ) -> bool {
+        let said = [
+            answer.image_id().and_then(|id| id.image_digest()),
+            answer.repository_name(),
+            answer.registry_id(),
+        ];
+        let account = self.account();
+        let account = account.as_deref().or(said[2]).unwrap_or_default();
+        let asked = [image, repository.as_str(), account];
+        let mut pairs = said.into_iter().zip(asked);
+        pairs.all(|(said, asked)| said.is_none_or(|said| said == asked))
+    }
 }
 
 fn read(answer: &DescribeImageScanFindingsOutput) -> ScanAnswer {

@@ -79,6 +79,10 @@ impl OnlyPlatform {
             .filter(|child| is_for(child, platform))
             .collect();
         match children.as_slice() {
+            [child] if child.media_type.kind() == Kind::Index => Err(format!(
+                "what {} lists for {platform} is an index itself",
+                index.digest
+            )),
             [child] => Ok(child.digest),
             [] => Err(format!("{} has no manifest for {platform}", index.digest)),
             _ => Err(format!(

@@ -1,7 +1,7 @@
 //! What is attached to an image in staging and may be signed: Sigstore bundles among its referrers,
 //! and the tag `sha256-<hex>.sig`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use super::Promotion;
 use super::limits::RequestClass;
 use super::retry::stoppable;
 use super::statements::MOST_BYTES;
-use crate::endpoint::{Destination, Source};
+use crate::endpoint::{Destination, Source, missing_manifest};
 use crate::fault::Fault;
 use crate::gate::signature::{Examined, Signed, SignedImage, Statement};
 use crate::gate::sigstore::{BUNDLE, SIMPLE_SIGNING, SimpleSignature};
@@ -24,6 +24,8 @@ use crate::oci::{Descriptor, Digest, Hasher, Kind, Manifest, MediaType};
 
 /// Most statements about one manifest.
 const MOST: usize = 100;
+/// Most indexes in which platforms are looked for.
+const MOST_INDEXES: usize = 64;
 /// Bytes of all statements about an image and its platforms. What comes beyond is left out.
 const MOST_TOGETHER: u64 = 32 * 1024 * 1024;
 /// From this size on a statement is verified beside the main thread.
@@ -118,13 +120,32 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             return Ok(vec![digest]);
         }
         let mut platforms = Vec::new();
-        for child in &manifest.children {
+        let mut indexes = BTreeSet::from([digest]);
+        let mut children: VecDeque<Descriptor> = manifest.children.into();
+        while let Some(child) = children.pop_front() {
+            if child.media_type.kind() == Kind::Index {
+                if indexes.insert(child.digest) {
+                    children.extend(self.children(&child.digest, digest).await?);
+                }
+                if indexes.len() > MOST_INDEXES {
+                    let text = format!("{digest} has more than {MOST_INDEXES} indexes in it");
+                    return Err(Fault::rejected(text));
+                }
+                continue;
+            }
             let is_unknown = child.platform.as_deref() == Some("unknown/unknown");
             if !is_unknown || !self.holds_statements_alone(child.digest).await? {
                 platforms.push(child.digest);
             }
         }
         Ok(platforms)
+    }
+
+    /// What an index in an index lists.
+    async fn children(&self, index: &Digest, within: Digest) -> Result<Vec<Descriptor>, Fault> {
+        let manifest = self.source_manifest((*index).into()).await?;
+        let manifest = manifest.ok_or_else(|| missing_manifest(&self.source, index, &within))?;
+        Ok(manifest.children)
     }
 
     /// Whether nothing of a manifest can be run. BuildKit puts its attestations beside the platforms

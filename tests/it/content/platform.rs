@@ -107,11 +107,21 @@ async fn what_is_not_for_the_platform_is_refused_in_words() {
         .await;
     let chart = Image::empty_config(4);
     stage.push().push("app", "chart", &chart).await;
+    // All platforms of it were promoted as the manifest for one.
+    let nested = Image::index(&[image(5), index(6).0]);
+    stage.push().push("app", "nested", &nested).await;
     for _ in 0..2 {
         let run = stage.sync().await.expect(4);
-        assert_eq!(run.total("refused"), 3, "{}", run.said());
+        assert_eq!(run.total("refused"), 4, "{}", run.said());
         let alone = Image::index(&[image(3)]);
         for (tag, said) in [
+            (
+                "nested",
+                format!(
+                    "what {} lists for linux/arm64 is an index itself",
+                    nested.digest()
+                ),
+            ),
             (
                 "single",
                 format!(

@@ -167,6 +167,26 @@ async fn each_platform_of_an_index_is_judged() {
     bench.assert_promoted(&image).await;
 }
 
+/// The index in an index was asked about, which no scanner knows.
+#[tokio::test]
+async fn each_platform_of_an_index_in_an_index_is_judged() {
+    let bench = Bench::new(gate(json!({}))).await;
+    let images: Vec<Image> = (1..=3).map(|seed| Image::oci(seed, &[1000])).collect();
+    let inner = Image::index(&images[..2]);
+    let image = Image::index(&[inner.clone(), images[2].clone()]);
+    bench.push("v1", &image).await;
+    for clean in [&inner, &images[0], &images[2]] {
+        bench.scan(clean, Scanned::basic(&[]));
+    }
+    bench.scan(&images[1], Scanned::basic(&[("CVE-2026-1", "CRITICAL")]));
+    let job = bench.assert_kept(&image, "refuse").await;
+    assert_eq!(reason(&job), "scan: found CVE-2026-1 (critical)");
+
+    bench.scan(&images[1], Scanned::basic(&[]));
+    let job = bench.assert_promoted(&image).await;
+    assert_eq!(job["gates"][0]["evidence"]["images"], 3);
+}
+
 #[tokio::test]
 async fn the_statements_beside_the_platforms_need_no_scan() {
     let bench = Bench::new(gate(json!({}))).await;
