@@ -13,10 +13,10 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use tokio::time::Instant;
 
-use super::Promotion;
 use super::name::{NameOrigin, Named, TagMove};
 use super::plan::{self, Decision, Facts, Order};
 use super::survey::{Image, TagFacts};
+use super::{Completion, Promotion};
 use crate::endpoint::{Destination, Source};
 use crate::fault::Fault;
 use crate::job::{Outcome, TagId, TagRules};
@@ -35,15 +35,42 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     ) -> BoxFuture<'_, Result<Option<Named>, Fault>> {
         // A future of this type, since naming the backup is a naming within a naming.
         async move {
-            let is_wanted = self.planned_rules().moving && self.job.rollback.is_none();
-            let backup = self.backup_in_force()?.filter(|_| is_wanted);
-            let (Some(tag), Some(production)) = (backup, production) else {
+            let Some((tag, production)) = self.wanted_backup(production)? else {
                 return Ok(None);
             };
             let made = self.back_up_as(&tag, production).await;
             made.map_err(|fault| fault.while_doing(format!("the backup tag {tag}")))
         }
         .boxed()
+    }
+
+    /// What a dry run finds: why the moving tag would stay for want of its backup.
+    pub(super) async fn planned_backup(
+        &self,
+        facts: &TagFacts,
+    ) -> Result<Option<Completion>, Fault> {
+        let Some((tag, production)) = self.wanted_backup(facts.destination)? else {
+            return Ok(None);
+        };
+        if self.is_denied(production).await? {
+            return Ok(None);
+        }
+        let place = self.place_beside(&tag);
+        let named = self.destination_digest(&tag).await?;
+        let decision = self.decide_backup(&place, production, named).await?;
+        if decision == Decision::Promote {
+            let block = self.block_at(&place, production, None);
+            return Ok(block.map(|block| Completion::blocked(block, facts)));
+        }
+        let reason = stays(decision);
+        Ok(reason.map(|reason| Completion::without_backup(reason, facts)))
+    }
+
+    /// The backup tag, and the digest that it gets before the moving tag moves.
+    fn wanted_backup(&self, production: Option<Digest>) -> Result<Option<(Tag, Digest)>, Fault> {
+        let is_wanted = self.planned_rules().moving && self.job.rollback.is_none();
+        let backup = self.backup_in_force()?.filter(|_| is_wanted);
+        Ok(backup.zip(production))
     }
 
     async fn back_up_as(&self, tag: &Tag, production: Digest) -> Result<Option<Named>, Fault> {
@@ -57,16 +84,10 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         let named = self.destination_digest(tag).await?;
         let mut facts = TagFacts::asked_at(asked, None, named);
         for _ in 0..ROUNDS {
-            match self
-                .decide_backup(&place, production, facts.destination)
-                .await?
-            {
-                Decision::Promote => {}
-                Decision::UpToDate | Decision::Gone => return Ok(None),
-                Decision::Drift(reason)
-                | Decision::Existing(reason)
-                | Decision::Conflict(reason)
-                | Decision::Refused(reason) => return Ok(Some(Named::NoBackup(reason))),
+            let deciding = self.decide_backup(&place, production, facts.destination);
+            let decision = deciding.await?;
+            if decision != Decision::Promote {
+                return Ok(stays(decision).map(Named::NoBackup));
             }
             let image = Image::alone(self.named_in_production(production).await?);
             let contents = self.former_contents(production, Some(&image)).await?;
@@ -134,7 +155,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         };
         let decision = plan::decide(rules, &facts, &Order::default());
         let is_new = known.on_equality(&production) == EqualityUpdate::Agreed;
-        if decision == Decision::UpToDate && is_new {
+        if decision == Decision::UpToDate && is_new && !self.job.dry_run {
             let agreement = Agreement {
                 tag: place.tag.clone(),
                 digest: production,
@@ -146,6 +167,17 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
                 .await?;
         }
         Ok(with_backup_advice(decision, &place.tag, named))
+    }
+}
+
+/// Why a backup tag stays as it is, so that it is none. `None`: it is one already.
+fn stays(decision: Decision) -> Option<String> {
+    match decision {
+        Decision::Promote | Decision::UpToDate | Decision::Gone => None,
+        Decision::Drift(reason)
+        | Decision::Existing(reason)
+        | Decision::Conflict(reason)
+        | Decision::Refused(reason) => Some(reason),
     }
 }
 

@@ -240,6 +240,14 @@ impl Completion {
         }
     }
 
+    /// The backup tag stays, and so does the tag.
+    pub(super) fn without_backup(reason: String, facts: &TagFacts) -> Completion {
+        Completion {
+            is_gated: true,
+            ..Completion::untouched(Decision::Refused(reason), facts)
+        }
+    }
+
     /// A dry run would promote.
     pub(super) fn planned(facts: &TagFacts) -> Completion {
         Completion {

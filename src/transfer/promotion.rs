@@ -246,10 +246,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             Named::Again(newer) => return Ok(Round::Again(newer)),
             Named::Gated => self.gated(&facts),
             Named::InSet(wait) => Completion::waits_for_set(&facts, wait),
-            Named::NoBackup(reason) => Completion {
-                is_gated: true,
-                ..Completion::untouched(Decision::Refused(reason), &facts)
-            },
+            Named::NoBackup(reason) => Completion::without_backup(reason, &facts),
         }))
     }
 
@@ -309,10 +306,11 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         if permission != Permission::Name {
             return Ok(self.gated(facts));
         }
-        Ok(match self.waits_for_set(facts, None).await? {
-            Some(wait) => Completion::waits_for_set(facts, wait),
-            None => Completion::planned(facts),
-        })
+        if let Some(wait) = self.waits_for_set(facts, None).await? {
+            return Ok(Completion::waits_for_set(facts, wait));
+        }
+        let without_backup = self.planned_backup(facts).await?;
+        Ok(without_backup.unwrap_or_else(|| Completion::planned(facts)))
     }
 
     /// Says of which index the promoted manifest is a part.

@@ -249,7 +249,10 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
 
     /// Whether the job's own tag may name an image now.
     pub(super) fn verdict(&self, digest: Digest, contents: Option<Contents>) -> Verdict {
-        let place = &self.job.key.destination;
+        self.verdict_at(&self.job.key.destination, digest, contents)
+    }
+
+    fn verdict_at(&self, place: &TagId, digest: Digest, contents: Option<Contents>) -> Verdict {
         let candidate = self.candidate(place, digest, contents);
         let in_force = self.engine.ledger.known_decisions();
         in_force.judge(&candidate, clock::now())
@@ -292,8 +295,18 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
 
     /// Why an image that was not carried is kept from its tag, if so.
     pub(super) fn block_of(&self, digest: Digest, contents: Option<Contents>) -> Option<Block> {
+        self.block_at(&self.job.key.destination, digest, contents)
+    }
+
+    /// The same of the job's tag or one beside it.
+    pub(super) fn block_at(
+        &self,
+        place: &TagId,
+        digest: Digest,
+        contents: Option<Contents>,
+    ) -> Option<Block> {
         let contents = contents.unwrap_or_else(|| Arc::new(HashSet::from([digest])));
-        match self.verdict(digest, Some(contents)) {
+        match self.verdict_at(place, digest, Some(contents)) {
             Verdict::Blocked(block) => Some(block),
             Verdict::Clear | Verdict::Unknown => None,
         }

@@ -121,6 +121,45 @@ async fn the_tag_of_another_client_is_no_backup() {
     assert_eq!(there(&scene), [Some(4), Some(3)]);
 }
 
+/// A dry run, and with it `why`, said that a tag is about to move whose backup keeps it.
+#[tokio::test]
+async fn a_dry_run_says_what_the_backup_does_to_its_tag() {
+    let scene = super::scene(rules());
+    push_and_sync(&scene, 1, 0).await;
+    let _daemon = scene.ferry.start_ready().await;
+    push_and_sync(&scene, 2, 0).await;
+    let same = async |code: i32| {
+        let planned = scene.ferry.sync(&["--dry-run", "--tag", "latest"]).await;
+        let planned = planned.expect(code).job("latest");
+        let why = scene.run(&["why", "production/app:latest"]).await;
+        let said = why.expect(0).stdout;
+        let done = scene.ferry.sync(&["--tag", "latest"]).await;
+        let done = done.expect(code).job("latest");
+        assert_eq!(planned["result"], done["result"], "{planned:#}");
+        assert_eq!(planned["reasons"], done["reasons"]);
+        assert!(
+            said.contains(PREVIOUS) && !said.contains("planned"),
+            "{said}"
+        );
+        done["result"].clone()
+    };
+    scene.staging.push("app", "latest", &image(3));
+    let hold = ["hold", "production/app:latest.previous"];
+    scene.run(&hold).await.expect(0);
+    assert_eq!(same(4).await, "held");
+    scene
+        .run(&["release", "production/app:latest.previous"])
+        .await
+        .expect(0);
+    scene.ferry.sync(&[]).await.expect(0);
+    assert_eq!(there(&scene), [Some(3), Some(2)]);
+
+    scene.production.push("app", PREVIOUS, &image(9));
+    scene.staging.push("app", "latest", &image(4));
+    assert_eq!(same(4).await, "refused");
+    assert_eq!(there(&scene), [Some(3), Some(9)]);
+}
+
 #[tokio::test]
 async fn a_kill_between_backup_and_move_leaves_both_right() {
     let scene = super::scene(rules());
