@@ -248,3 +248,23 @@ async fn a_poll_asks_for_referrers_only_when_a_tag_is_due() {
     pair.polls(4).await;
     assert_eq!(pair.staging.count(Kind::Referrers), 0);
 }
+
+/// Within the time in which a list may be behind our own write, the tag counted as equal: no poll
+/// asked about it.
+#[tokio::test]
+async fn a_fixed_tag_that_production_lost_comes_back_with_the_next_poll() {
+    let pair = Pair::of("720h");
+    let _daemon = pair.ferry.start_ready().await;
+    pair.assert_names("v1", &first());
+    pair.polls(2).await;
+    pair.production.untag("app", "v1");
+    pair.production.forget_requests();
+    // The look of the second list has ended when the third is asked for.
+    pair.production.seen(Kind::Tags, 3).await;
+    pair.assert_names("v1", &first());
+    // It costs no more than before from then on.
+    pair.polls(2).await;
+    pair.production.forget_requests();
+    pair.polls(3).await;
+    assert_eq!(pair.production.count(Kind::ManifestHead), 0);
+}

@@ -99,12 +99,9 @@ impl<B: Repositories> DestinationLook<'_, B> {
         } else {
             Some(self.shared.map_or(now, |_| self.listing.at))
         };
-        if !may_be_behind
-            && self
-                .list
-                .as_ref()
-                .is_some_and(|list| !list.contains_key(called))
-        {
+        let list = self.list.as_ref();
+        let is_missing = list.is_some_and(|list| !list.contains_key(called));
+        if is_missing && !may_be_behind {
             let source = match (listed, self.shared) {
                 (Some(digest), _) => TagState::At(digest),
                 (None, Some(_)) => self.source_digest(tag, tally).await?,
@@ -126,10 +123,11 @@ impl<B: Repositories> DestinationLook<'_, B> {
             });
         }
         let there = there.filter(|_| !may_be_behind);
-        let hint = if there.is_none() {
-            self.fresh_hint(tag)
-        } else {
-            None
+        // A list that lacks the tag may be behind our own write, and so may the hint be behind a
+        // deletion: the tag is asked.
+        let hint = match there {
+            None if !is_missing => self.fresh_hint(tag),
+            _ => None,
         };
         let source = |remembered: Option<Digest>| async move {
             match listed.or(remembered) {
