@@ -22,13 +22,18 @@ pub type Opening = Pin<Box<dyn Future<Output = Result<BlobBody, Fault>> + Send>>
 
 impl<S: Source, D: Destination> Promotion<'_, S, D> {
     /// Opens the source at an offset. It is opened again whenever it breaks off; bytes that have
-    /// come in between are progress. `last`: where it was opened before.
-    pub(super) fn opener(&self, blob: Descriptor, mut last: Option<u64>) -> Open {
+    /// come in between are progress. `last`: where it was opened before. `may_be_parted`: whether
+    /// parts of it may be read.
+    pub(super) fn opener(
+        &self,
+        blob: Descriptor,
+        mut last: Option<u64>,
+        may_be_parted: Arc<AtomicBool>,
+    ) -> Open {
         // What waits here holds the permit of a body.
         let state = RetryState::new(self.engine.settings.retry.holding());
         let state = Arc::new(Mutex::new(state));
         let reading = self.blob_reading(blob);
-        let may_be_parted = Arc::new(AtomicBool::new(true));
         Box::new(move |offset| {
             let before = last.replace(offset);
             let (reading, state) = (reading.clone(), state.clone());
@@ -125,7 +130,7 @@ impl<S: Source> BlobReading<S> {
 
     /// Opens a part. `None`: no further connection may be opened now.
     fn part(self, part: Range<u64>, connection: Connection) -> Option<PartOpening> {
-        let is_open = self.limiter.closed_for(RequestClass::Blobs).is_zero();
+        let is_open = self.limiter.admitted_in(RequestClass::Blobs).is_zero();
         let permit = match connection {
             Connection::Own => None,
             Connection::Extra if is_open => Some(self.admission.read_ahead(self.source.origin())?),
@@ -137,7 +142,7 @@ impl<S: Source> BlobReading<S> {
             let read = stoppable(abort, self.source.read_part(&self.blob, part)).await?;
             self.metrics
                 .rate_limited(self.source.registry(), permit.record(&read));
-            read?.ok_or_else(|| Fault::retryable("it cannot be read in parts"))
+            read?.ok_or_else(|| Fault::rejected("it cannot be read in parts"))
         });
         Some(PartOpening { opening, permit })
     }

@@ -6,8 +6,8 @@
 //!   as each step makes it faster. Where the destination is the bound, nothing is read ahead.
 //! - A part is opened only with a free permit to read, and its bytes fit into a bound that all bodies
 //!   share. The parts are passed on, and hashed, in order.
-//! - A part that fails ends the body with a fault that lets it be opened again where it stands, and
-//!   then it is one connection to the end.
+//! - Where a part fails, or parts make it slower, the body goes on over one connection: what has come
+//!   whole is passed on, what is missing is asked for again.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::Instant;
 
@@ -31,6 +31,16 @@ use crate::fault::Fault;
 const SOURCE_BOUND: f64 = 0.75;
 /// The destination is the bound where the source is waited for less than this part of the time.
 const DESTINATION_BOUND: f64 = 0.25;
+/// Parts are given up where they bring less than this of what was brought without them.
+const SLOWER: f64 = 0.5;
+/// How often a blob is read in parts anew after they were given up.
+const TRIES: u8 = 3;
+/// What parts that made it slower count for in that.
+const SLOW_COSTS: u8 = 2;
+/// Frames of a part that are smaller are gathered into larger ones.
+const SMALL: usize = 8 * 1024;
+/// The size of those.
+const GATHERED: usize = 64 * 1024;
 /// A connection is in vain where the source is waited for less than this part of the time.
 const IDLE: f64 = 0.02;
 /// A step that makes it faster by less is undone.
@@ -97,7 +107,11 @@ struct Part {
     from: PartSource,
     /// Whether the connection goes on behind the end of the range.
     is_cut: bool,
-    _permit: Option<ReadingPermit>,
+    /// Whether it came over a further connection.
+    is_extra: bool,
+    /// Small frames behind `frames`, gathered.
+    small: BytesMut,
+    permit: Option<ReadingPermit>,
     _share: Option<BudgetShare>,
 }
 
@@ -116,17 +130,28 @@ impl Part {
             buffered: 0,
             from,
             is_cut: false,
-            _permit: None,
+            is_extra: false,
+            small: BytesMut::new(),
+            permit: None,
             _share: None,
         }
     }
 
     fn opened(range: Range<u64>, part: PartOpening, share: Option<BudgetShare>) -> Part {
         Part {
-            _permit: part.permit,
+            is_extra: share.is_some(),
+            permit: part.permit,
             _share: share,
             ..Part::new(range, PartSource::Opening(part.opening))
         }
+    }
+
+    /// Asks for what is missing anew.
+    fn reopened(&mut self, opening: Option<PartOpening>) {
+        let gone = || PartSource::Failed(Fault::retryable("the source is read on no more"));
+        self.from = opening.map_or_else(gone, |part| PartSource::Opening(part.opening));
+        self.is_extra = false;
+        self.permit = None;
     }
 
     /// Bytes that have not come yet.
@@ -154,7 +179,10 @@ impl Part {
             PartSource::Open(body) => match ready!(Pin::new(body).poll_frame(cx)) {
                 Some(Ok(frame)) => self.keep(frame.into_data().unwrap_or_default()),
                 Some(Err(fault)) => self.from = PartSource::Failed(fault),
-                None => self.from = PartSource::Ended,
+                None => {
+                    self.from = PartSource::Ended;
+                    self.permit = None;
+                }
             },
             PartSource::Failed(_) | PartSource::Ended => return Poll::Ready(false),
         }
@@ -165,12 +193,25 @@ impl Part {
         if self.is_cut {
             bytes.truncate(usize::try_from(self.missing()).unwrap_or(usize::MAX));
         }
-        if !bytes.is_empty() {
-            self.buffered += bytes.len() as u64;
+        self.buffered += bytes.len() as u64;
+        // A small frame may hold a large buffer.
+        if self.is_extra && bytes.len() < SMALL {
+            self.small.extend_from_slice(&bytes);
+        } else if !bytes.is_empty() {
+            self.end_small();
             self.frames.push_back(bytes);
+        }
+        if self.small.len() >= GATHERED {
+            self.end_small();
         }
         if self.is_cut && self.missing() == 0 {
             self.from = PartSource::Ended;
+        }
+    }
+
+    fn end_small(&mut self) {
+        if !self.small.is_empty() {
+            self.frames.push_back(self.small.split().freeze());
         }
     }
 
@@ -182,6 +223,9 @@ impl Part {
     /// The next bytes in order. `None`: the part is over.
     fn poll_bytes(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Fault>>> {
         loop {
+            if self.frames.is_empty() {
+                self.end_small();
+            }
             if let Some(bytes) = self.frames.pop_front() {
                 self.buffered -= bytes.len() as u64;
                 self.range.start += bytes.len() as u64;
@@ -279,6 +323,8 @@ pub(super) struct ReadAhead {
     mode: Mode,
     /// Whether a part has been opened.
     has_parts: bool,
+    /// How often parts may be tried again.
+    tries: u8,
     pace: Pace,
     open: OpenPart,
     budget: AheadBudget,
@@ -304,6 +350,7 @@ impl ReadAhead {
             size,
             mode: Mode::One { may_try: true },
             has_parts: false,
+            tries: TRIES,
             pace: Pace::start(),
             open,
             budget,
@@ -321,12 +368,21 @@ impl ReadAhead {
 
     /// Chooses the number of connections, once enough has passed to tell.
     fn choose_mode(&mut self) {
-        let ahead = self.parts.len() as u64 + 1;
-        let is_long = self.pace.since.elapsed() >= self.bounds.measured;
-        if !is_long || self.pace.bytes < 2 * ahead * self.bounds.part {
+        let elapsed = self.pace.since.elapsed();
+        if elapsed < self.bounds.measured {
             return;
         }
+        let enough = 2 * (self.parts.len() as u64 + 1) * self.bounds.part;
         let (rate, waited) = (self.pace.rate(), self.pace.share_waited());
+        if self.pace.bytes < enough {
+            if let Mode::Several { before, .. } = self.mode
+                && waited >= DESTINATION_BOUND
+                && elapsed.as_secs_f64() * before * SLOWER >= enough as f64
+            {
+                self.give_up_parts(SLOW_COSTS);
+            }
+            return;
+        }
         self.mode = match self.mode {
             Mode::One { may_try: true } if self.is_worth_a_try(rate, waited) => self.begin(rate),
             Mode::One { may_try } => Mode::One { may_try },
@@ -349,7 +405,9 @@ impl ReadAhead {
 
     fn is_worth_a_try(&self, rate: f64, waited: f64) -> bool {
         let left = self.current.range.end - self.current.range.start;
-        waited >= SOURCE_BOUND
+        let is_one = self.parts.is_empty() && self.current.range.end == self.size;
+        is_one
+            && waited >= SOURCE_BOUND
             && rate <= self.bounds.slow as f64
             && left >= LEAST_PARTS * self.bounds.part
     }
@@ -410,8 +468,36 @@ impl ReadAhead {
         true
     }
 
-    /// The fault that ends the body. Of a part it proves nothing: the blob is opened again, and read
-    /// over one connection.
+    /// Goes on over one connection. What has come whole is passed on, the rest is asked for again.
+    fn give_up_parts(&mut self, costs: u8) {
+        let is_whole = |part: &&Part| part.missing() == 0;
+        let whole = self.parts.iter().take_while(is_whole).count();
+        self.parts.truncate(whole);
+        if self.current.is_extra && self.current.missing() > 0 {
+            if self.parts.is_empty() {
+                self.current.range.end = self.size;
+            }
+            let missing = self.current.range.start + self.current.buffered..self.current.range.end;
+            let opening = (self.open)(missing, Connection::Own);
+            self.current.reopened(opening);
+        }
+        let may_try = self.tries >= costs;
+        self.tries = self.tries.saturating_sub(costs);
+        self.mode = Mode::One { may_try };
+        self.pace = Pace::start();
+    }
+
+    /// A part has failed. A registry that sends no parts is asked for none again.
+    fn part_failed(&mut self, fault: &Fault) {
+        if !fault.class().is_retryable() {
+            self.tries = 0;
+            self.may_be_parted.store(false, Ordering::Relaxed);
+        }
+        self.give_up_parts(1);
+    }
+
+    /// The fault that ends the body. Behind a part it proves nothing: the blob is opened again, and
+    /// read over one connection.
     fn ends_with(&self, fault: Fault) -> Fault {
         if !self.has_parts {
             return fault;
@@ -454,6 +540,9 @@ impl ReadAhead {
                     self.pace.passed(bytes.len());
                     self.choose_mode();
                     return Poll::Ready(Some(Ok(bytes)));
+                }
+                Poll::Ready(Some(Err(fault))) if self.current.is_extra => {
+                    self.part_failed(&fault);
                 }
                 Poll::Ready(Some(Err(fault))) => {
                     return Poll::Ready(Some(Err(self.ends_with(fault))));

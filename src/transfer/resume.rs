@@ -12,6 +12,8 @@
 mod journal;
 
 use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use self::journal::restored;
@@ -85,6 +87,8 @@ pub(super) struct UploadState {
     pub(super) early: bool,
     /// Whether its bytes are not those of the blob.
     pub(super) is_corrupt: bool,
+    /// Whether parts of the blob may be read over further connections.
+    pub(super) may_be_parted: Arc<AtomicBool>,
     /// Bytes that the session held when the last attempt began.
     pub(super) held_before: u64,
     /// Attempts in a row without a further byte.
@@ -106,6 +110,7 @@ impl UploadState {
             taken_up: false,
             early: false,
             is_corrupt: false,
+            may_be_parted: Arc::new(AtomicBool::new(true)),
             held_before: 0,
             fruitless: 0,
         }
@@ -227,6 +232,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             Begin::Session(upload) => {
                 let fresh = UploadState {
                     early: state.early,
+                    may_be_parted: state.may_be_parted,
                     ..UploadState::fresh(upload)
                 };
                 self.journal_opening(blob, &fresh).await;

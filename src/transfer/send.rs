@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures::FutureExt as _;
@@ -50,6 +51,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         attempt: &Attempt,
         checkpoints: mpsc::UnboundedReceiver<Checkpoint>,
     ) -> Result<(), Cut> {
+        let may_be_parted = state.may_be_parted.clone();
         let request = Request {
             attempt,
             upload: &mut state.upload,
@@ -60,7 +62,11 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             tokio::select! {
                 biased;
                 ended = self.requests(blob, request) => ended,
-                wait = self.stalled(blob, &attempt.verified) => Err(self.stall(wait).into()),
+                wait = self.stalled(blob, &attempt.verified) => {
+                    // A part may have held up the others.
+                    may_be_parted.fetch_and(wait != Wait::Source, Ordering::Relaxed);
+                    Err(self.stall(wait).into())
+                }
             }
         });
         let kept = &mut state.checkpoints;

@@ -125,6 +125,8 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         if cut.fault().class() == Class::Corrupt && !budget.is_afresh {
             budget.is_afresh = true;
             upload.is_corrupt = true;
+            // The whole may be right where parts of it are not.
+            upload.may_be_parted.store(false, Ordering::Relaxed);
             return self.start_over(blob, upload).await.map(Stage::Open);
         }
         let limiter = self.engine.limits.of(self.destination.origin());
@@ -236,6 +238,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     async fn admitted(
         &self,
         blob: &Descriptor,
+        upload: &UploadState,
         from_start: bool,
     ) -> Result<(Option<Reader>, BodyPermit), Fault> {
         if !from_start {
@@ -243,8 +246,8 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         }
         loop {
             let reader = if from_start {
-                self.member
-                    .reader(&blob.digest, blob.size, || self.opener(blob.clone(), None))
+                let open = || self.opener(blob.clone(), None, upload.may_be_parted.clone());
+                self.member.reader(&blob.digest, blob.size, open)
             } else {
                 None
             };
@@ -264,7 +267,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         shown: &mut Option<Arc<ActiveBlob>>,
     ) -> Stage {
         let from_start = upload.held == 0 && upload.checkpoints.is_empty();
-        let (reader, permit) = match self.admitted(blob, from_start).await {
+        let (reader, permit) = match self.admitted(blob, &upload, from_start).await {
             Ok(admitted) => admitted,
             Err(fault) => return Stage::Broken(upload, Cut::Lost(fault)),
         };
@@ -346,17 +349,18 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             progress: Some(progress),
             read,
         };
+        let may_be_parted = upload.may_be_parted.clone();
         match reader {
             Some(reader) => {
                 // The shared read stands for the first opening.
-                let open = self.opener(blob.clone(), Some(0));
+                let open = self.opener(blob.clone(), Some(0), may_be_parted);
                 VerifiedBlob::shared(blob.clone(), reader, open, limiters, watchers)
             }
             None => VerifiedBlob::new(
                 blob.clone(),
                 upload.greatest_checkpoint(blob),
                 upload.held,
-                self.opener(blob.clone(), None),
+                self.opener(blob.clone(), None, may_be_parted),
                 limiters,
                 watchers,
             ),

@@ -6,7 +6,6 @@ use futures::FutureExt as _;
 use tokio::time::Sleep;
 
 use super::*;
-use crate::fault::Class;
 
 const FRAME: u64 = 64 * 1024;
 const MIB: u64 = 1024 * 1024;
@@ -20,8 +19,12 @@ struct Far {
     frame: Duration,
     /// Extra connections that may be open at once.
     room: usize,
-    /// The first part from this offset on fails.
+    /// Each part from this offset on fails.
     fails_from: u64,
+    /// Time that one frame takes in a part.
+    part_frame: Option<Duration>,
+    /// The part that begins here, or holds this byte, hardly moves over a further connection.
+    slow_part: u64,
     open: Arc<AtomicUsize>,
     most: Arc<AtomicUsize>,
     opened: Arc<AtomicUsize>,
@@ -40,6 +43,7 @@ impl Drop for Counted {
 struct FarBody {
     far: Far,
     left: Range<u64>,
+    pace: Duration,
     frame: Pin<Box<Sleep>>,
     _counted: Counted,
 }
@@ -56,7 +60,7 @@ impl Body for FarBody {
             return Poll::Ready(None);
         }
         ready!(self.frame.as_mut().poll(cx));
-        let due = Instant::now() + self.far.frame;
+        let due = Instant::now() + self.pace;
         self.frame.as_mut().reset(due);
         let at = self.left.start;
         let length = FRAME.min(self.left.end - at);
@@ -78,6 +82,8 @@ impl Far {
             frame: Duration::from_millis(3),
             room: 16,
             fails_from: u64::MAX,
+            part_frame: None,
+            slow_part: u64::MAX,
             open: Arc::default(),
             most: Arc::default(),
             opened: Arc::default(),
@@ -86,6 +92,10 @@ impl Far {
     }
 
     fn connection(&self, range: Range<u64>) -> BlobBody {
+        self.connection_at(range, self.frame)
+    }
+
+    fn connection_at(&self, range: Range<u64>, frame: Duration) -> BlobBody {
         let open = self.open.fetch_add(1, Ordering::Relaxed) + 1;
         self.most.fetch_max(open, Ordering::Relaxed);
         self.opened.fetch_add(1, Ordering::Relaxed);
@@ -93,7 +103,8 @@ impl Far {
         BlobBody::new(FarBody {
             far: self.clone(),
             left: range,
-            frame: Box::pin(tokio::time::sleep(self.frame)),
+            pace: frame,
+            frame: Box::pin(tokio::time::sleep(frame)),
             _counted: counted,
         })
     }
@@ -110,7 +121,12 @@ impl Far {
                 if range.start >= far.fails_from && connection == Connection::Extra {
                     return Err(Fault::corrupt("another range came"));
                 }
-                Ok(far.connection(range))
+                let slow = range
+                    .contains(&far.slow_part)
+                    .then_some(Duration::from_secs(1));
+                let own = (connection == Connection::Own).then_some(far.frame);
+                let frame = own.or(slow).or(far.part_frame).unwrap_or(far.frame);
+                Ok(far.connection_at(range, frame))
             };
             let opening: Opening = opening.boxed();
             Some(PartOpening {
@@ -208,18 +224,70 @@ async fn without_a_free_permit_nothing_is_read_ahead() {
     assert_eq!(budget.0.load(Ordering::Relaxed), 0);
 }
 
-/// What a part answers proves nothing of the blob: it is opened again, over one connection.
+/// What a part answers proves nothing of the blob: it is read on over one connection.
 #[tokio::test(start_paused = true)]
-async fn a_part_that_fails_ends_the_body_where_it_stands() {
+async fn where_a_part_fails_one_connection_goes_on() {
     let far = Far {
         fails_from: SIZE / 2,
         ..Far::new()
     };
     let (mut body, _, may_be_parted) = body(&far);
     let (at, fault) = read(&mut body, Duration::ZERO).await;
-    assert!((SIZE / 2..SIZE).contains(&at), "{at}");
-    assert_eq!(fault.map(|fault| fault.class()), Some(Class::RETRYABLE));
+    assert_eq!((at, fault.is_none()), (SIZE, true));
     assert!(!may_be_parted.load(Ordering::Relaxed));
+    let twice = far.read.load(Ordering::Relaxed) - SIZE;
+    assert!(twice < 2 * FRAME, "{twice} bytes came in vain");
+}
+
+/// As a cache that is cold for ranges.
+#[tokio::test(start_paused = true)]
+async fn parts_that_are_slower_than_the_whole_are_given_up() {
+    let far = Far {
+        part_frame: Some(Duration::from_secs(1)),
+        ..Far::new()
+    };
+    let (mut body, ..) = body(&far);
+    let began = Instant::now();
+    let (at, _) = read(&mut body, Duration::ZERO).await;
+    assert_eq!(at, SIZE);
+    let alone = far.frame * u32::try_from(SIZE / FRAME).unwrap();
+    assert!(began.elapsed() < alone * 2, "{:?}", began.elapsed());
+}
+
+/// One connection that hardly moves holds up the others for a short time only.
+#[tokio::test(start_paused = true)]
+async fn one_slow_part_is_asked_for_again() {
+    let far = Far {
+        slow_part: SIZE / 4 / (4 * MIB) * 4 * MIB,
+        ..Far::new()
+    };
+    let (mut body, ..) = body(&far);
+    let began = Instant::now();
+    let (at, _) = read(&mut body, Duration::ZERO).await;
+    assert_eq!(at, SIZE);
+    let alone = far.frame * u32::try_from(SIZE / FRAME).unwrap();
+    assert!(began.elapsed() < alone, "{:?}", began.elapsed());
+}
+
+/// A small frame may keep a large buffer: those of a part are gathered.
+#[tokio::test(start_paused = true)]
+async fn small_frames_of_a_part_are_gathered() {
+    let opening = PartOpening {
+        opening: std::future::pending().boxed(),
+        permit: None,
+    };
+    let share = AheadBudget::default().take(1, 1);
+    let mut part = Part::opened(0..200_000, opening, share);
+    (0..200_000).for_each(|at| part.keep(Bytes::from(vec![byte(at)])));
+    assert!(part.frames.len() <= 4, "{}", part.frames.len());
+    assert_eq!(part.missing(), 0);
+    let mut passed = Vec::new();
+    let mut cx = Context::from_waker(std::task::Waker::noop());
+    while let Poll::Ready(Some(Ok(bytes))) = part.poll_bytes(&mut cx) {
+        passed.extend_from_slice(&bytes);
+    }
+    let expected: Vec<u8> = (0..200_000).map(byte).collect();
+    assert!(passed == expected, "the bytes come in order");
 }
 
 #[tokio::test(start_paused = true)]
