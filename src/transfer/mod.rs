@@ -37,6 +37,7 @@ mod promotion;
 mod pushers;
 mod questions;
 mod read_ahead;
+mod reading;
 mod referrers;
 mod refusals;
 pub mod resolve;
