@@ -375,11 +375,8 @@ impl ReadAhead {
         let enough = 2 * (self.parts.len() as u64 + 1) * self.bounds.part;
         let (rate, waited) = (self.pace.rate(), self.pace.share_waited());
         if self.pace.bytes < enough {
-            if let Mode::Several { before, .. } = self.mode
-                && waited >= DESTINATION_BOUND
-                && elapsed.as_secs_f64() * before * SLOWER >= enough as f64
-            {
-                self.give_up_parts(SLOW_COSTS);
+            if waited >= DESTINATION_BOUND {
+                self.end_what_is_slow(elapsed, enough);
             }
             return;
         }
@@ -401,6 +398,25 @@ impl ReadAhead {
             }
         };
         self.pace = Pace::start();
+    }
+
+    /// Gives parts up where fewer than `enough` bytes came in a time in which one connection would
+    /// have brought far more. Where the first step already did that, they are not tried again.
+    fn end_what_is_slow(&mut self, elapsed: Duration, enough: u64) {
+        let Mode::Several {
+            connections,
+            before,
+            is_settled,
+        } = self.mode
+        else {
+            return;
+        };
+        if elapsed.as_secs_f64() * before * SLOWER < enough as f64 {
+            return;
+        }
+        let is_first_step = connections == 2 && !is_settled;
+        let costs = if is_first_step { u8::MAX } else { SLOW_COSTS };
+        self.give_up_parts(costs);
     }
 
     fn is_worth_a_try(&self, rate: f64, waited: f64) -> bool {
