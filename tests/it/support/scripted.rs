@@ -939,8 +939,9 @@ fn dripping(body: Body, rate: u64) -> Body {
                 };
                 waiting = frame?.into_data().unwrap_or_default();
             }
-            tokio::time::sleep(Duration::from_millis(1000 / DRIPS)).await;
             let bytes = waiting.split_to(piece.min(waiting.len()));
+            let time = bytes.len() as f64 / rate as f64;
+            tokio::time::sleep(Duration::from_secs_f64(time)).await;
             Ok(Some((Frame::data(bytes), (body, waiting))))
         },
     );
