@@ -9,18 +9,24 @@
 //! - Where a part fails, or parts make it slower, the body goes on over one connection: what has come
 //!   whole is passed on, what is missing is asked for again.
 
+mod budget;
+mod pace;
+mod part;
+
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use tokio::time::Instant;
 
+pub(super) use self::budget::AheadBudget;
+use self::pace::Pace;
+use self::part::{Part, PartSource};
 use super::admission::ReadingPermit;
 use super::bounds;
 use super::opening::Opening;
@@ -37,10 +43,6 @@ const SLOWER: f64 = 0.5;
 const TRIES: u8 = 3;
 /// What parts that made it slower count for in that.
 const SLOW_COSTS: u8 = 2;
-/// Frames of a part that are smaller are gathered into larger ones.
-const SMALL: usize = 8 * 1024;
-/// The size of those.
-const GATHERED: usize = 64 * 1024;
 /// A connection is in vain where the source is waited for less than this part of the time.
 const IDLE: f64 = 0.02;
 /// A step that makes it faster by less is undone.
@@ -65,225 +67,6 @@ pub(super) struct PartOpening {
     pub(super) opening: Opening,
     /// The permit to read over another connection.
     pub(super) permit: Option<ReadingPermit>,
-}
-
-/// The bytes that all bodies together may have read ahead. Cheap to clone.
-#[derive(Clone, Debug, Default)]
-pub(super) struct AheadBudget(Arc<AtomicUsize>);
-
-/// The share of one part in the budget, until dropped.
-#[derive(Debug)]
-struct BudgetShare {
-    budget: AheadBudget,
-    bytes: usize,
-}
-
-impl AheadBudget {
-    fn take(&self, bytes: usize, most: usize) -> Option<BudgetShare> {
-        let more = |used: usize| (used + bytes <= most).then_some(used + bytes);
-        let taken = self
-            .0
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
-        taken.is_ok().then(|| BudgetShare {
-            budget: self.clone(),
-            bytes,
-        })
-    }
-}
-
-impl Drop for BudgetShare {
-    fn drop(&mut self) {
-        self.budget.0.fetch_sub(self.bytes, Ordering::Relaxed);
-    }
-}
-
-/// A part of the blob: what has come of it, and where the rest comes from.
-struct Part {
-    /// What is still to be passed on.
-    range: Range<u64>,
-    /// Bytes that came and were not passed on.
-    frames: VecDeque<Bytes>,
-    buffered: u64,
-    from: PartSource,
-    /// Whether the connection goes on behind the end of the range.
-    is_cut: bool,
-    /// Whether it came over a further connection.
-    is_extra: bool,
-    /// Small frames behind `frames`, gathered.
-    small: BytesMut,
-    permit: Option<ReadingPermit>,
-    _share: Option<BudgetShare>,
-}
-
-enum PartSource {
-    Opening(Opening),
-    Open(BlobBody),
-    Failed(Fault),
-    Ended,
-}
-
-impl Part {
-    fn new(range: Range<u64>, from: PartSource) -> Part {
-        Part {
-            range,
-            frames: VecDeque::new(),
-            buffered: 0,
-            from,
-            is_cut: false,
-            is_extra: false,
-            small: BytesMut::new(),
-            permit: None,
-            _share: None,
-        }
-    }
-
-    fn opened(range: Range<u64>, part: PartOpening, share: Option<BudgetShare>) -> Part {
-        Part {
-            is_extra: share.is_some(),
-            permit: part.permit,
-            _share: share,
-            ..Part::new(range, PartSource::Opening(part.opening))
-        }
-    }
-
-    /// Asks for what is missing anew.
-    fn reopened(&mut self, opening: Option<PartOpening>) {
-        let gone = || PartSource::Failed(Fault::retryable("the source is read on no more"));
-        self.from = opening.map_or_else(gone, |part| PartSource::Opening(part.opening));
-        self.is_extra = false;
-        self.permit = None;
-    }
-
-    /// Bytes that have not come yet.
-    fn missing(&self) -> u64 {
-        self.range
-            .end
-            .saturating_sub(self.range.start + self.buffered)
-    }
-
-    /// Ends the part at `end`, though its connection goes on.
-    fn cut(&mut self, end: u64) {
-        self.is_cut = end < self.range.end;
-        self.range.end = end;
-    }
-
-    /// Takes a step towards the next frame. `Ready(false)`: nothing more comes.
-    fn poll_step(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
-        match &mut self.from {
-            PartSource::Opening(opening) => {
-                self.from = match ready!(opening.as_mut().poll(cx)) {
-                    Ok(body) => PartSource::Open(body),
-                    Err(fault) => PartSource::Failed(fault),
-                };
-            }
-            PartSource::Open(body) => match ready!(Pin::new(body).poll_frame(cx)) {
-                Some(Ok(frame)) => self.keep(frame.into_data().unwrap_or_default()),
-                Some(Err(fault)) => self.from = PartSource::Failed(fault),
-                None => {
-                    self.from = PartSource::Ended;
-                    self.permit = None;
-                }
-            },
-            PartSource::Failed(_) | PartSource::Ended => return Poll::Ready(false),
-        }
-        Poll::Ready(true)
-    }
-
-    fn keep(&mut self, mut bytes: Bytes) {
-        if self.is_cut {
-            bytes.truncate(usize::try_from(self.missing()).unwrap_or(usize::MAX));
-        }
-        self.buffered += bytes.len() as u64;
-        // A small frame may hold a large buffer.
-        if self.is_extra && bytes.len() < SMALL {
-            self.small.extend_from_slice(&bytes);
-        } else if !bytes.is_empty() {
-            self.end_small();
-            self.frames.push_back(bytes);
-        }
-        if self.small.len() >= GATHERED {
-            self.end_small();
-        }
-        if self.is_cut && self.missing() == 0 {
-            self.from = PartSource::Ended;
-        }
-    }
-
-    fn end_small(&mut self) {
-        if !self.small.is_empty() {
-            self.frames.push_back(self.small.split().freeze());
-        }
-    }
-
-    /// Reads what has come.
-    fn fill(&mut self, cx: &mut Context<'_>) {
-        while self.poll_step(cx) == Poll::Ready(true) {}
-    }
-
-    /// The next bytes in order. `None`: the part is over.
-    fn poll_bytes(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Fault>>> {
-        loop {
-            if self.frames.is_empty() {
-                self.end_small();
-            }
-            if let Some(bytes) = self.frames.pop_front() {
-                self.buffered -= bytes.len() as u64;
-                self.range.start += bytes.len() as u64;
-                return Poll::Ready(Some(Ok(bytes)));
-            }
-            if ready!(self.poll_step(cx)) {
-                continue;
-            }
-            let ended = std::mem::replace(&mut self.from, PartSource::Ended);
-            return Poll::Ready(match ended {
-                PartSource::Failed(fault) => Some(Err(fault)),
-                _ if self.range.is_empty() => None,
-                _ => Some(Err(Fault::retryable(
-                    "the source ends before the blob does",
-                ))),
-            });
-        }
-    }
-}
-
-/// How fast the body moves, and for what part of the time it waits for the source.
-struct Pace {
-    since: Instant,
-    bytes: u64,
-    waited: Duration,
-    waiting_since: Option<Instant>,
-}
-
-impl Pace {
-    fn start() -> Pace {
-        Pace {
-            since: Instant::now(),
-            bytes: 0,
-            waited: Duration::ZERO,
-            waiting_since: None,
-        }
-    }
-
-    fn waits(&mut self) {
-        self.waiting_since.get_or_insert_with(Instant::now);
-    }
-
-    fn passed(&mut self, bytes: usize) {
-        self.bytes += bytes as u64;
-        if let Some(since) = self.waiting_since.take() {
-            self.waited += since.elapsed();
-        }
-    }
-
-    /// Bytes a second.
-    fn rate(&self) -> f64 {
-        self.bytes as f64 / self.since.elapsed().as_secs_f64().max(1e-3)
-    }
-
-    /// The part of the time in which the source was waited for.
-    fn share_waited(&self) -> f64 {
-        self.waited.as_secs_f64() / self.since.elapsed().as_secs_f64().max(1e-3)
-    }
 }
 
 /// How many connections a body reads from.

@@ -1,9 +1,10 @@
 //! Reading ahead, from a source of which each connection is slow.
 
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, AtomicUsize};
+use std::task::ready;
 
 use futures::FutureExt as _;
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 
 use super::*;
 
