@@ -1,5 +1,5 @@
-//! One large blob over several connections: a source whose connections are slow each, and fast
-//! together, is read in parts ahead of the one that is passed on.
+//! One large blob over several connections: from a source with connections that are slow each, and
+//! fast together, parts are read ahead of the one that is passed on.
 //!
 //! - A body begins as one connection. Where what takes the bytes waits for the source most of the
 //!   time, and the connection is slow, further parts are opened beside it, and more of them as long
@@ -56,7 +56,7 @@ pub(super) type OpenPart = Box<dyn FnMut(Range<u64>, Connection) -> Option<PartO
 /// What a part is read over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Connection {
-    /// The body's own, to the end of the blob.
+    /// The body's own: what no further connection brings.
     Own,
     /// Another one, if it may be opened now.
     Extra,
@@ -72,7 +72,7 @@ pub(super) struct PartOpening {
 /// How many connections a body reads from.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Mode {
-    /// One, to the end of the blob. `may_try`: more have not been tried yet.
+    /// One. `may_try`: more may be tried.
     One { may_try: bool },
     /// Several; with fewer it moved `before` bytes a second. `is_settled`: more do not help.
     Several {
@@ -170,15 +170,12 @@ impl ReadAhead {
                 connections,
                 before,
                 is_settled,
-            } => {
-                let mode = self.after_step(connections, before, rate);
-                match waited {
-                    ..IDLE => fewer(connections, before),
-                    _ if is_settled => self.mode,
-                    ..DESTINATION_BOUND => settled(connections, before),
-                    _ => mode,
-                }
-            }
+            } => match waited {
+                ..IDLE => fewer(connections, before),
+                _ if is_settled => self.mode,
+                ..DESTINATION_BOUND => settled(connections, before),
+                _ => self.after_step(connections, before, rate),
+            },
         };
         self.pace = Pace::start();
     }

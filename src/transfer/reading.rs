@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::admission::Admission;
+use super::admission::{Admission, ReadingPermit};
 use super::limits::{RegistryLimiter, RequestClass, RequestPriority};
 use super::opening::{Open, Opening};
 use super::read_ahead::{AheadBudget, Connection, OpenPart, PartOpening, ReadAhead};
@@ -123,13 +123,17 @@ impl<S: Source> BlobReading<S> {
         ReadAhead::new(body, offset, size, open, budget, bounds, may_be_parted).body()
     }
 
+    /// The right to a further connection, if its request would go at once and no body waits.
+    fn further_connection(&self) -> Option<ReadingPermit> {
+        let goes_at_once = self.limiter.admitted_in(RequestClass::Blobs).is_zero();
+        goes_at_once.then(|| self.admission.read_ahead(self.source.origin()))?
+    }
+
     /// Opens a part. `None`: no further connection may be opened now.
     fn part(self, part: Range<u64>, connection: Connection) -> Option<PartOpening> {
-        let is_open = self.limiter.admitted_in(RequestClass::Blobs).is_zero();
         let permit = match connection {
             Connection::Own => None,
-            Connection::Extra if is_open => Some(self.admission.read_ahead(self.source.origin())?),
-            Connection::Extra => return None,
+            Connection::Extra => Some(self.further_connection()?),
         };
         let opening: Opening = Box::pin(async move {
             let abort = &self.stop.abort;

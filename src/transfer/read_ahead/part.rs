@@ -35,7 +35,7 @@ pub(super) struct Part {
     /// Small frames behind `frames`, gathered.
     small: BytesMut,
     permit: Option<ReadingPermit>,
-    _share: Option<BudgetShare>,
+    share: Option<BudgetShare>,
 }
 
 pub(super) enum PartSource {
@@ -56,7 +56,7 @@ impl Part {
             is_extra: false,
             small: BytesMut::new(),
             permit: None,
-            _share: None,
+            share: None,
         }
     }
 
@@ -64,7 +64,7 @@ impl Part {
         Part {
             is_extra: share.is_some(),
             permit: part.permit,
-            _share: share,
+            share,
             ..Part::new(range, PartSource::Opening(part.opening))
         }
     }
@@ -75,6 +75,8 @@ impl Part {
         self.from = opening.map_or_else(gone, |part| PartSource::Opening(part.opening));
         self.is_extra = false;
         self.permit = None;
+        // What comes now is passed on as it comes.
+        self.share = None;
     }
 
     /// Bytes that have not come yet.

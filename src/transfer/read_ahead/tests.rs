@@ -255,6 +255,21 @@ async fn parts_that_are_slower_than_the_whole_are_given_up() {
     assert!(began.elapsed() < alone * 2, "{:?}", began.elapsed());
 }
 
+/// What the own connection brings is passed on as it comes: other blobs may read ahead meanwhile.
+#[tokio::test(start_paused = true)]
+async fn parts_that_were_given_up_hold_no_share_of_the_memory() {
+    let far = Far {
+        part_frame: Some(Duration::from_secs(1)),
+        ..Far::new()
+    };
+    let (mut body, budget, _) = body(&far);
+    let mut at = 0;
+    while at < SIZE - FRAME {
+        at += body.frame().await.unwrap().unwrap().len() as u64;
+    }
+    assert_eq!(budget.0.load(Ordering::Relaxed), 0);
+}
+
 /// One connection that hardly moves holds up the others for a short time only.
 #[tokio::test(start_paused = true)]
 async fn one_slow_part_is_asked_for_again() {
