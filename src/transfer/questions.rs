@@ -1,9 +1,9 @@
 //! Questions to programs, services and scanners, which are asked beside the jobs.
 //!
-//! A program or a service may take minutes, and so may many pages of findings. A job waits for a short answer; one that takes longer
-//! goes on without the job, which ends as waiting, and the tag is looked at again when the answer
-//! has come. While a gate has a question that is open for long, jobs do not wait for it at all, so
-//! a gate that hangs holds up neither jobs nor looks of others.
+//! A program or a service may take minutes, and so may many pages of findings. A job waits for a
+//! short answer; one that takes longer goes on without the job, which ends as waiting, and the tag is
+//! looked at again when the answer has come. While a gate has a question that is open for long, jobs
+//! do not wait for it at all, so a gate that hangs holds up neither jobs nor looks of others.
 //!
 //! Each gate is asked a few questions at once. A pass of a program or a service holds for [`HOLDS`],
 //! for the same question by the same gate; any other answer counts once.
@@ -128,20 +128,34 @@ pub(super) struct Answer {
     pub(super) at: Instant,
 }
 
-/// What came of a question: an answer, or why there is none.
-type Came = Result<Answer, (Class, String)>;
+/// What came of a question, and when: a judgement, or why there is none.
+#[derive(Clone, Debug)]
+struct Came {
+    result: Result<Judgement, (Class, String)>,
+    at: Instant,
+}
+
+impl Came {
+    fn is_pass(&self) -> bool {
+        self.result.as_ref().is_ok_and(Judgement::is_pass)
+    }
+
+    fn answer(self) -> Result<Answer, Fault> {
+        let at = self.at;
+        let judgement = self.result.map_err(|(class, text)| Fault::new(class, text));
+        judgement.map(|judgement| Answer { judgement, at })
+    }
+}
 
 /// The kind of gate, and the digest of the question.
 type QuestionId = (GateKind, Digest);
 
 struct Question {
     judge: Judge,
-    /// The tag that it is about.
-    key: Key,
     asked: Instant,
     answer: watch::Receiver<Option<Came>>,
-    /// Whether a job has gone without the answer.
-    wakes: bool,
+    /// The tags of the jobs that have gone without the answer.
+    wakes: BTreeSet<Key>,
     task: AbortHandle,
 }
 
@@ -157,8 +171,8 @@ impl Question {
     }
 
     fn is_over(&self) -> bool {
-        let is_old = |came: Came| came.map_or(true, |answer| answer.at.elapsed() >= HOLDS);
-        self.answered().is_some_and(is_old)
+        self.answered()
+            .is_some_and(|came| came.at.elapsed() >= HOLDS)
     }
 }
 
@@ -212,8 +226,8 @@ impl Questions {
         let id = (judge.kind(), Digest::sha256(question));
         let known = state.questions.get(&id);
         let known = known.filter(|known| known.judge == *judge && !known.is_over())?;
-        let answer = known.answered()?.ok()?;
-        Some(answer).filter(|answer| answer.judgement.is_pass())
+        let came = known.answered().filter(Came::is_pass)?;
+        came.answer().ok()
     }
 
     /// What asks a program or a service.
@@ -236,7 +250,7 @@ impl Questions {
         work: impl FnOnce() -> Work,
     ) -> Result<Answer, Fault> {
         let id = (judge.kind(), Digest::sha256(question));
-        let Some((mut answer, is_slow)) = self.begin(id, judge, key, work) else {
+        let Some((mut answer, is_slow)) = self.begin(id, judge, work) else {
             let reason = format!("{} has {MOST} questions to answer before", judge.name());
             return Ok(now(judge.waits(reason)));
         };
@@ -246,7 +260,7 @@ impl Questions {
             Some(patience) => timeout(patience, came).await.ok().flatten(),
             None => came.await,
         };
-        self.take(id, judge, came)
+        self.take(id, judge, key, came)
     }
 
     /// The question, asked now unless it is open or answered already, and whether its gate is slow.
@@ -254,7 +268,6 @@ impl Questions {
         &self,
         id: QuestionId,
         judge: &Judge,
-        key: &Key,
         work: impl FnOnce() -> Work,
     ) -> Option<(watch::Receiver<Option<Came>>, bool)> {
         let mut state = lock(&self.state);
@@ -282,37 +295,46 @@ impl Questions {
         let task = tokio::spawn(asking.run(work(), turns, sender)).abort_handle();
         let question = Question {
             judge: judge.clone(),
-            key: key.clone(),
             asked: Instant::now(),
             answer: answer.clone(),
-            wakes: false,
+            wakes: BTreeSet::new(),
             task,
         };
         state.questions.insert(id, question);
         Some((answer, is_slow))
     }
 
-    /// What a job goes by. An answer that is no pass is gone with that, and so is each of a scan.
-    fn take(&self, id: QuestionId, judge: &Judge, came: Option<Came>) -> Result<Answer, Fault> {
+    /// What a job goes by. An answer that is no pass is gone once each job that went without it has
+    /// come back, and so is each of a scan.
+    fn take(
+        &self,
+        id: QuestionId,
+        judge: &Judge,
+        key: &Key,
+        came: Option<Came>,
+    ) -> Result<Answer, Fault> {
         let mut state = lock(&self.state);
         let known = state.questions.get_mut(&id);
-        let known = known.filter(|known| known.judge == *judge);
+        let mut known = known.filter(|known| known.judge == *judge);
         let came = came.or_else(|| known.as_ref()?.answered());
-        match came {
-            Some(Ok(answer)) if answer.judgement.is_pass() && judge.is_kept() => Ok(answer),
-            Some(came) => {
-                if known.is_some() {
-                    state.questions.remove(&id);
-                }
-                came.map_err(|(class, text)| Fault::new(class, text))
+        let Some(came) = came else {
+            if let Some(known) = known {
+                known.wakes.insert(key.clone());
             }
-            None => {
-                if let Some(known) = known {
-                    known.wakes = true;
-                }
-                Ok(now(judge.waits(judge.is_open())))
+            return Ok(now(judge.waits(judge.is_open())));
+        };
+        if came.is_pass() && judge.is_kept() {
+            return came.answer();
+        }
+        // Another job may have asked the same anew meanwhile.
+        let answered = known.as_mut().filter(|known| known.answered().is_some());
+        if let Some(known) = answered {
+            known.wakes.remove(key);
+            if known.wakes.is_empty() {
+                state.questions.remove(&id);
             }
         }
+        came.answer()
     }
 }
 
@@ -361,18 +383,130 @@ impl Asking {
         let Ok(_turn) = turns.acquire().await else {
             return;
         };
-        let came = work.await.map(now);
-        let came = came.map_err(|fault| (fault.class(), fault.chain()));
+        let result = work.await;
+        let came = Came {
+            result: result.map_err(|fault| (fault.class(), fault.chain())),
+            at: Instant::now(),
+        };
         let Some(state) = self.state.upgrade() else {
             return;
         };
         let mut state = lock(&state);
         sender.send_replace(Some(came));
         let asked = state.questions.get(&self.id);
-        let asked = asked.filter(|asked| asked.wakes && asked.judge == self.judge);
-        if let Some(key) = asked.map(|asked| asked.key.clone()) {
-            state.answered.insert(key);
+        let asked = asked.filter(|asked| asked.judge == self.judge);
+        let wakes = asked.map(|asked| asked.wakes.clone()).unwrap_or_default();
+        if !wakes.is_empty() {
+            state.answered.extend(wakes);
             self.news.notify_one();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+    use crate::endpoint::Origin;
+    use crate::job::{ScanOrigin, ScanSide, TagId};
+
+    const PATIENCE: Option<Duration> = Some(Duration::from_secs(5));
+
+    fn judge() -> Judge {
+        let gate = Scan {
+            from: ScanOrigin::Registry(ScanSide::default()),
+            refuse: Vec::new(),
+            grace: BTreeMap::new(),
+            ignore: BTreeMap::new(),
+            wait: Duration::ZERO,
+        };
+        Judge::Scan {
+            gate: Box::new(gate),
+            registry: "staging".into(),
+            image: Digest::sha256(b"image"),
+        }
+    }
+
+    fn key(tag: &str) -> Key {
+        Key {
+            route: "app".into(),
+            source: "app".parse().unwrap(),
+            tag: tag.parse().unwrap(),
+            destination: TagId {
+                origin: Origin::new("https://production.example"),
+                repository: "app".parse().unwrap(),
+                tag: tag.parse().unwrap(),
+            },
+        }
+    }
+
+    /// A reading of ten seconds with that result, counted where it begins.
+    fn reading(count: &Arc<AtomicUsize>, result: Result<(), Fault>) -> Work {
+        count.fetch_add(1, Ordering::Relaxed);
+        async move {
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            let pass = Judgement::pass(GateKind::Scan, "nothing found", Value::Null);
+            result.map(|()| pass)
+        }
+        .boxed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn tags_of_one_image_share_a_reading_and_all_are_woken() {
+        let questions = Questions::default();
+        let count = Arc::default();
+        let ask = async |tag: &str| {
+            let key = key(tag);
+            let work = || reading(&count, Ok(()));
+            let judge = judge();
+            let asked = questions.ask(&judge, b"image", &key, PATIENCE, work);
+            asked.await.unwrap().judgement.is_pass()
+        };
+        assert_eq!((ask("v1").await, ask("latest").await), (false, false));
+        let woken = questions.answered().await;
+        assert_eq!(woken, BTreeSet::from([key("v1"), key("latest")]));
+        assert_eq!((ask("v1").await, ask("latest").await), (true, true));
+        assert_eq!(count.load(Ordering::Relaxed), 1, "one reading for both");
+        assert!(!ask("v1").await, "each reading is gone by once");
+        assert_eq!(count.load(Ordering::Relaxed), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failure_that_comes_after_the_job_is_told() {
+        let questions = Questions::default();
+        let count = Arc::default();
+        let ask = async || {
+            let work = || reading(&count, Err(Fault::retryable("no answer")));
+            let (key, judge) = (key("v1"), judge());
+            questions.ask(&judge, b"image", &key, PATIENCE, work).await
+        };
+        assert!(!ask().await.unwrap().judgement.is_pass());
+        assert_eq!(questions.answered().await, BTreeSet::from([key("v1")]));
+        assert_eq!(ask().await.unwrap_err().to_string(), "no answer");
+        assert_eq!(count.load(Ordering::Relaxed), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_ends_no_question_that_was_asked_since() {
+        let questions = Questions::default();
+        let count = Arc::default();
+        let id = (GateKind::Scan, Digest::sha256(b"image"));
+        questions
+            .begin(id, &judge(), || reading(&count, Ok(())))
+            .unwrap();
+        let before = Came {
+            result: Ok(Judgement::pass(
+                GateKind::Scan,
+                "nothing found",
+                Value::Null,
+            )),
+            at: Instant::now(),
+        };
+        questions
+            .take(id, &judge(), &key("v1"), Some(before))
+            .unwrap();
+        assert!(lock(&questions.state).questions.contains_key(&id));
     }
 }
