@@ -120,17 +120,21 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             return Ok(vec![digest]);
         }
         let mut platforms = Vec::new();
-        let mut indexes = BTreeSet::from([digest]);
+        // The same manifest may be listed twice.
+        let mut seen = BTreeSet::from([digest]);
+        let mut indexes = 1;
         let mut children: VecDeque<Descriptor> = manifest.children.into();
         while let Some(child) = children.pop_front() {
+            if !seen.insert(child.digest) {
+                continue;
+            }
             if child.media_type.kind() == Kind::Index {
-                if indexes.insert(child.digest) {
-                    children.extend(self.children(&child.digest, digest).await?);
-                }
-                if indexes.len() > MOST_INDEXES {
+                indexes += 1;
+                if indexes > MOST_INDEXES {
                     let text = format!("{digest} has more than {MOST_INDEXES} indexes in it");
                     return Err(Fault::rejected(text));
                 }
+                children.extend(self.children(&child.digest, digest).await?);
                 continue;
             }
             let is_unknown = child.platform.as_deref() == Some("unknown/unknown");

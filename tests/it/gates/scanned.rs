@@ -188,6 +188,20 @@ async fn each_platform_of_an_index_in_an_index_is_judged() {
 }
 
 #[tokio::test]
+async fn a_platform_that_is_listed_twice_is_judged_once() {
+    let bench = Bench::new(gate(json!({}))).await;
+    let images: Vec<Image> = (1..=2).map(|seed| Image::oci(seed, &[1000])).collect();
+    let inner = Image::index(&images);
+    let image = Image::index(&[images[0].clone(), images[1].clone(), inner]);
+    bench.push("v1", &image).await;
+    for clean in &images {
+        bench.scan(clean, Scanned::basic(&[]));
+    }
+    let job = bench.assert_promoted(&image).await;
+    assert_eq!(job["gates"][0]["evidence"]["images"], 2);
+}
+
+#[tokio::test]
 async fn the_statements_beside_the_platforms_need_no_scan() {
     let bench = Bench::new(gate(json!({}))).await;
     let platform = Image::oci(1, &[1000]);
