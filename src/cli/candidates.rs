@@ -131,6 +131,9 @@ impl Line {
 
     /// What the tags that are asked for have in `repository:tag`.
     fn text(&self, registries: &[Named]) -> Option<String> {
+        if self.kind == Kind::Tag {
+            return (!self.word.is_empty()).then(|| format!(":{}", self.word));
+        }
         let mut spelled = registries
             .iter()
             .flat_map(|known| [&known.name, &known.host]);
@@ -156,7 +159,7 @@ fn bare(reference: &Reference) -> Option<String> {
 /// The words before the last one.
 struct Typed<'c> {
     command: &'c Command,
-    /// The option whose value comes next.
+    /// The option that takes the next word as its value.
     option: Option<&'c Arg>,
     /// Arguments of the subcommand.
     arguments: usize,
@@ -181,8 +184,8 @@ impl<'c> Typed<'c> {
             self.note(option, word);
         } else if let Some(name) = word.strip_prefix("--") {
             self.take_long(name);
-        } else if let Some(name) = word.strip_prefix('-') {
-            self.option = self.valued(|option| option.get_short().map(String::from), name);
+        } else if let Some(letters) = word.strip_prefix('-') {
+            self.take_short(letters);
         } else if self.command.has_subcommands() {
             self.command = self.command.find_subcommand(word)?;
         } else {
@@ -203,6 +206,20 @@ impl<'c> Typed<'c> {
         }
     }
 
+    /// `-q`, `-c FILE`, `-cFILE`, `-qc FILE`.
+    fn take_short(&mut self, letters: &str) {
+        for (at, letter) in letters.char_indices() {
+            let letter = letter.to_string();
+            let option = self.valued(|option| option.get_short().map(String::from), &letter);
+            let Some(option) = option else { continue };
+            match &letters[at + letter.len()..] {
+                "" => self.option = Some(option),
+                value => self.note(option, value),
+            }
+            return;
+        }
+    }
+
     /// The option of this name, where it has a value.
     fn valued(&self, name_of: impl Fn(&Arg) -> Option<String>, name: &str) -> Option<&'c Arg> {
         let mut options = self.command.get_arguments();
@@ -213,8 +230,8 @@ impl<'c> Typed<'c> {
 
     fn note(&mut self, option: &Arg, value: &str) {
         match option.get_id().as_str() {
-            "config" => self.config = Some(value.into()),
-            "state" => self.state = Some(value.into()),
+            "config" => self.config = Some(path(value)),
+            "state" => self.state = Some(path(value)),
             _ => {}
         }
     }
@@ -233,6 +250,15 @@ impl<'c> Typed<'c> {
             ("hold" | "release", 0) => Some(Kind::Target),
             _ => None,
         }
+    }
+}
+
+/// A path as it is typed: the shell has not expanded it yet.
+fn path(typed: &str) -> PathBuf {
+    let home = environment("HOME");
+    match (typed.strip_prefix("~/"), home) {
+        (Some(rest), Some(home)) => Path::new(&home).join(rest),
+        _ => typed.into(),
     }
 }
 
@@ -278,9 +304,14 @@ async fn known(line: &Line, arguments: &Arguments) -> Option<Known> {
         .config
         .clone()
         .unwrap_or_else(|| arguments.config_path());
-    let state = match &line.state {
-        Some(folder) => folder.clone(),
-        None => state_path(&config, &environment)?.folder,
+    let state = match (&line.state, &line.config) {
+        (Some(folder), _) => folder.clone(),
+        (None, None) => arguments.state_folder()?,
+        (None, Some(config)) => {
+            let state = state_path(config, &environment)?;
+            // Where that file cannot be read, its daemon is not known: another one would answer.
+            state.doubt.is_none().then_some(state.folder)?
+        }
     };
     match by_daemon(line, &Socket::in_state(&state)).await {
         Some(known) => Some(known),
@@ -291,20 +322,24 @@ async fn known(line: &Line, arguments: &Arguments) -> Option<Known> {
 /// What the daemon knows. `None`: it does not answer, or none runs.
 async fn by_daemon(line: &Line, socket: &Socket) -> Option<Known> {
     let status = socket.read("/v1/status").await.ok()??;
-    let registries: Vec<Named> = array(&status, "registries").filter_map(registry).collect();
+    let routes = array(&status, "routes").filter_map(|route| text(route, "name"));
+    let mut known = Known {
+        routes: routes.collect(),
+        registries: array(&status, "registries").filter_map(registry).collect(),
+        tags: Vec::new(),
+    };
+    if line.kind == Kind::Route {
+        return Some(known);
+    }
     let mut query = url::form_urlencoded::Serializer::new(String::new());
     query.append_pair("limit", &MOST.to_string());
-    if let Some(text) = line.text(&registries) {
+    if let Some(text) = line.text(&known.registries) {
         query.append_pair("text", &text);
     }
     let path = format!("/v1/tags?{}", query.finish());
     let tags = socket.read(&path).await.ok()??;
-    let routes = array(&status, "routes").filter_map(|route| text(route, "name"));
-    Some(Known {
-        routes: routes.collect(),
-        registries,
-        tags: array(&tags, "tags").filter_map(listed).collect(),
-    })
+    known.tags.extend(array(&tags, "tags").filter_map(listed));
+    Some(known)
 }
 
 fn registry(status: &Value) -> Option<Named> {
@@ -350,6 +385,9 @@ async fn by_ledger(line: &Line, config: &Path, state: &Path) -> Option<Known> {
         routes,
         tags: Vec::new(),
     };
+    if line.kind == Kind::Route {
+        return Some(known);
+    }
     if let Some(ledger) = Ledger::open_to_read(state).ok()? {
         let query = TagsQuery {
             after: 0,
@@ -412,6 +450,13 @@ mod tests {
         assert_eq!(line.word, "app:v");
         assert_eq!(line.config, Some("a.yaml".into()));
         assert_eq!(line.state, Some("/b".into()));
+        for text in ["-ca.yaml", "-qc a.yaml", "-c a.yaml", "-qca.yaml"] {
+            let line = Line::read(&format!("blobferry {text} why app:v"));
+            assert_eq!(line.unwrap().config, Some("a.yaml".into()), "{text}");
+        }
+        let line = Line::read("blobferry -c ~/a.yaml why app:v").unwrap();
+        let home = environment("HOME").unwrap();
+        assert_eq!(line.config, Some(Path::new(&home).join("a.yaml")));
     }
 
     fn completed(line: &str) -> Vec<String> {
@@ -470,6 +515,8 @@ mod tests {
             ("blobferry why prod/", None),
             ("blobferry why p", None),
             ("blobferry sync de", None),
+            ("blobferry sync --tag v1", Some(":v1")),
+            ("blobferry sync --tag ", None),
         ] {
             let line = Line::read(line).unwrap();
             assert_eq!(line.text(&registries).as_deref(), expected, "{line:?}");

@@ -8,9 +8,9 @@ use super::pass::Show;
 use super::progress::{ProgressMode, say};
 use super::socket::{Socket, refusal};
 use super::sync::{at_work, report};
-use super::{Arguments, Failure, environment};
+use super::{Arguments, Failure};
 use crate::admin::CopyRequest;
-use crate::config::{Config, state_path};
+use crate::config::Config;
 use crate::job::Report;
 
 /// The report of the daemon. `None`: there is none, or no route of its config leads there.
@@ -20,11 +20,7 @@ pub(super) async fn by_daemon(
     mode: ProgressMode,
     show: Show<'_>,
 ) -> Result<Option<Report>, Failure> {
-    let Some(folder) = arguments
-        .state
-        .clone()
-        .or_else(|| state_path(&arguments.config_path(), &environment).map(|state| state.folder))
-    else {
+    let Some(folder) = arguments.state_folder() else {
         return Ok(None);
     };
     let socket = Socket::in_state(&folder);

@@ -419,6 +419,12 @@ impl Arguments {
             .collect()
     }
 
+    /// The state folder, as far as it is known.
+    fn state_folder(&self) -> Option<PathBuf> {
+        let told = || state_path(&self.config_path(), &environment).map(|state| state.folder);
+        self.state.clone().or_else(told)
+    }
+
     /// The state folder for a command that needs nothing else of the config.
     fn state_path(&self) -> Result<StatePath, Failure> {
         if let Some(folder) = &self.state {
