@@ -22,10 +22,13 @@ say() { printf '== %s\n' "$*"; }
 # need PROGRAM HINT: fails unless PROGRAM can be run.
 need() { command -v "$1" >/dev/null || fail "$1 is missing: $2"; }
 
-# The program to package: $BLOBFERRY_BINARY, else the portable one, else the release build.
+# The program to package: $BLOBFERRY_BINARY, else the portable one, else the release build; of these two the newer one.
 binary() {
-    local file
-    for file in "${BLOBFERRY_BINARY:-}" "$out/blobferry-$version-linux-$(machine_arch)" "$top/target/release/blobferry"; do
+    local file portable release
+    portable=$out/blobferry-$version-linux-$(machine_arch)
+    release=$top/target/release/blobferry
+    [ ! "$release" -nt "$portable" ] || portable=
+    for file in "${BLOBFERRY_BINARY:-}" "$portable" "$release"; do
         if [ -n "$file" ] && [ -x "$file" ]; then
             printf '%s\n' "$file"
             return 0

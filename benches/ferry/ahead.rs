@@ -1,4 +1,4 @@
-//! One large layer from a registry that is far away and whose connections are slow each: by
+//! One large layer from a registry that is far away, over connections that are slow each: by
 //! blobferry, which reads ahead over several, and by crane where it is installed, in turn. Then once
 //! more to a destination that is slower than one connection.
 

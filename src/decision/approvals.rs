@@ -53,8 +53,7 @@ pub struct Approvals {
 impl Approval {
     /// `accepted by user:alice: reason (decision 12)`; `how` is the first word.
     pub fn shown(&self, how: &str) -> String {
-        let said = self.by.remarks.reason.as_ref();
-        let said = said.map_or_else(String::new, |reason| format!(": {reason}"));
+        let said = self.by.remarks.said();
         format!("{how} by {}{said} (decision {})", self.by, self.decision)
     }
 }

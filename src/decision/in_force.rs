@@ -132,8 +132,7 @@ impl Numbered {
         let actor = &self.decision.actor;
         let until = self.decision.until;
         let until = until.map_or_else(String::new, |until| format!(" until {until}"));
-        let said = actor.remarks.reason.as_ref();
-        let said = said.map_or_else(String::new, |reason| format!(": {reason}"));
+        let said = actor.remarks.said();
         let about = self.decision.shown_target();
         let is_doubtful = now == expiry_time(true, now) && self.decision.until.is_some();
         let doubt = match is_doubtful {

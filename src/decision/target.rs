@@ -167,16 +167,14 @@ impl Destination {
         origin: &Origin,
         repository: &RepositoryName,
     ) -> bool {
-        let split = self
-            .split
-            .as_ref()
-            .filter(|split| split.matches(repository));
+        let split = self.split.as_ref();
         match &self.origin {
-            Some(known) => known == origin && split.is_some(),
+            Some(known) => known == origin && split.is_some_and(|split| split.matches(repository)),
             None => {
                 let whole = self.whole.as_ref();
-                whole.is_some_and(|whole| whole.matches(repository))
-                    || split.is_some_and(|split| **split.registry() == *registry)
+                let is_in =
+                    |split: &Pattern| **split.registry() == *registry && split.matches(repository);
+                whole.is_some_and(|whole| whole.matches(repository)) || split.is_some_and(is_in)
             }
         }
     }

@@ -32,6 +32,14 @@ pub struct Remarks {
     pub claimed_actor: Option<Remark>,
 }
 
+impl Remarks {
+    /// The reason as it follows an act: `: reason`, or nothing.
+    pub fn said(&self) -> String {
+        let said = |reason: &Remark| format!(": {reason}");
+        self.reason.as_ref().map_or_else(String::new, said)
+    }
+}
+
 /// A text of 1 to 1000 bytes on one line.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String")]

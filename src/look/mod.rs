@@ -101,7 +101,7 @@ impl DestinationResult {
     }
 }
 
-/// Whether the look met trouble with a registry. A resting tag whose credentials were refused was
+/// Whether the look met trouble with a registry. A resting tag with refused credentials was
 /// not tried: the refusal holds.
 fn has_trouble(look: &Look) -> bool {
     let mut errors = look.jobs.iter().filter_map(|job| job.error.as_ref());
@@ -391,7 +391,10 @@ impl<B: Repositories> RepositoryLook<'_, B> {
                 "{tag} would be too long a tag under its name in {address}"
             ));
         };
-        if self.route.backs_up(tag) && self.route.backup_of(tag, &there).is_none() {
+        let backup = self.route.backup.as_ref();
+        if backup.is_some_and(|backup| backup.name(&there).is_none())
+            && self.route.selection.is_moving(tag)
+        {
             return Some(format!(
                 "the backup of {tag} would have too long a tag in {address}"
             ));

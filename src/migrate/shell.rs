@@ -394,7 +394,6 @@ impl Shell {
     }
 }
 
-/// Whether a pattern of `case` ends with this word.
 fn is_assignment(word: &[Piece]) -> bool {
     match word.first() {
         Some(Piece::Text(text)) => split::assignment(text).is_some(),
@@ -402,6 +401,7 @@ fn is_assignment(word: &[Piece]) -> bool {
     }
 }
 
+/// Whether a pattern of `case` ends with this word.
 fn ends_pattern(word: &Word) -> bool {
     word.known().is_some_and(|text| text.ends_with(')'))
 }

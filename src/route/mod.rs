@@ -74,13 +74,11 @@ impl Route {
     /// The backup tag of a tag, which has these names at the source and at the destination. `None`:
     /// there is none, or its name would be too long.
     pub fn backup_of(&self, tag: &Tag, there: &Tag) -> Option<Tag> {
-        let backup = self.backup.as_ref().filter(|_| self.backs_up(tag));
-        backup?.name(there)
-    }
-
-    /// Whether what a tag named gets a backup tag before it moves.
-    pub fn backs_up(&self, tag: &Tag) -> bool {
-        self.backup.is_some() && self.selection.is_moving(tag)
+        let backup = self.backup.as_ref()?;
+        self.selection
+            .is_moving(tag)
+            .then(|| backup.name(there))
+            .flatten()
     }
 
     /// Whether a tag of a destination is the backup of a moving tag there.

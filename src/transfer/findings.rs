@@ -39,7 +39,7 @@ impl Access {
             ledger: engine.ledger.clone(),
             metrics: engine.metrics.clone(),
             limiter: engine.limits.of(origin),
-            retries: settings.within(settings.hold),
+            retries: settings.holding(),
         }
     }
 }

@@ -245,10 +245,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     /// The refusal of an earlier job to name the image, where it still holds.
     fn refused_name(&self, digest: &Digest) -> Option<Fault> {
         let job = self.job;
-        let subject = refusals::Subject {
-            tag: Some(job.key.destination.tag.clone()),
-            ..self.refusal_of(digest)
-        };
+        let subject = refusals::Subject::of_name(&job.key.destination, *digest);
         let refusals = &self.engine.refusals;
         refusals.held(&subject, job.cause, job.look_began)
     }

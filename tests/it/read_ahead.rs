@@ -107,7 +107,7 @@ fn largest(image: &Image) -> String {
     largest.expect("it has blobs").digest.clone()
 }
 
-/// Promotes an image whose large layer drips, while `parts` answers what asks for a part of it.
+/// Promotes an image with a large layer that drips, while `parts` answers what asks for a part of it.
 /// Returns how often the layer was asked for: in all, and for a part.
 async fn promoted(parts: impl Fn(usize) -> Answer + Send + Sync + 'static) -> (usize, usize) {
     promoted_by(move |asked, _| parts(asked.nth)).await

@@ -1,10 +1,11 @@
-//! The commands of the tutorial, of the README and of the page for those who come from another tool
+//! The commands of the tutorial, of the README and of the page about a change from another tool
 //! run in a shell, against real registries, and print what the pages show.
 //!
 //! The shell has a network of its own, so that the ports of the tutorial are free.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use regex::Regex;
@@ -68,9 +69,8 @@ fn commands(text: &str) -> Vec<Shown> {
     commands
 }
 
-/// What differs from run to run is taken out of a line: times, users, how many requests it took,
-/// the numbers of rows, the width of columns.
-fn plain(line: &str) -> String {
+/// What differs from run to run, and what is written for it.
+static RULES: LazyLock<Vec<(Regex, &str)>> = LazyLock::new(|| {
     let rules = [
         (r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?(Z| UTC)", "TIME"),
         (r"user:[\w.-]+", "user:NAME"),
@@ -84,10 +84,16 @@ fn plain(line: &str) -> String {
         (r"\( ", "("),
         (r" \)", ")"),
     ];
+    let compiled = |(found, written)| (Regex::new(found).expect("an expression"), written);
+    rules.map(compiled).into()
+});
+
+/// What differs from run to run is taken out of a line: times, users, how many requests it took,
+/// the numbers of rows, the width of columns.
+fn plain(line: &str) -> String {
     let mut line = line.to_owned();
-    for (found, written) in rules {
-        let found = Regex::new(found).expect("an expression");
-        line = found.replace_all(&line, written).into_owned();
+    for (found, written) in RULES.iter() {
+        line = found.replace_all(&line, *written).into_owned();
     }
     line.trim().to_owned()
 }

@@ -19,7 +19,7 @@ use crate::transfer::retry::stoppable;
 type Answer = Result<Option<TagAnswer>, Fault>;
 
 impl<S: Source, D: Destination> Namer<'_, S, D> {
-    /// Resolves the tag at each side whose answer is too old.
+    /// Resolves the tag at each side that has too old an answer.
     pub(super) async fn ask(&mut self) -> Result<Step, Fault> {
         let promotion = self.promotion;
         let target = promotion.engine.limits.of(promotion.destination.origin());

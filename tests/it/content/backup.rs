@@ -121,7 +121,7 @@ async fn the_tag_of_another_client_is_no_backup() {
     assert_eq!(there(&scene), [Some(4), Some(3)]);
 }
 
-/// A dry run, and with it `why`, said that a tag is about to move whose backup keeps it.
+/// A dry run, and with it `why`, said of a tag that its backup holds back that it is about to move.
 #[tokio::test]
 async fn a_dry_run_says_what_the_backup_does_to_its_tag() {
     let scene = super::scene(rules());
