@@ -420,6 +420,7 @@ impl PairPromotion<'_> {
             source_at: (self.from.whole().abilities().current_lists).then_some(listed.at),
             destination_at: listed.at,
             look_began: self.began,
+            asked: self.began,
             fresh: listed
                 .destination
                 .as_ref()

@@ -429,6 +429,17 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
         }
     }
 
+    /// When the look was asked for. One that repeats another is asked for with the first.
+    fn asked(&self) -> Timestamp {
+        let request = &self.look.request;
+        let is_repeated = request.attempt > 0;
+        if is_repeated {
+            request.asked.min(self.began)
+        } else {
+            self.began
+        }
+    }
+
     fn job(&self, tag: &Tag, compared: &Compared) -> Job {
         let look = self.look;
         Job {
@@ -443,6 +454,7 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
             source_at: compared.source_at,
             destination_at: compared.destination_at,
             look_began: self.began,
+            asked: self.asked(),
             fresh: self.list.as_ref().is_some_and(DestinationTags::is_empty),
             cause: look.request.cause,
             actor: look.request.actor.clone(),

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+use crate::clock;
 use crate::job::{self, Actor, Cause, Rank, Remark};
 use crate::oci::{Digest, Tag};
 use crate::transfer::limits::{RequestClass, RequestPriority};
@@ -50,6 +51,8 @@ pub struct LookRequest {
     pub may_precede: bool,
     /// Looks before this one that did not see what was pushed.
     pub attempt: u8,
+    /// When it was asked for, also where a look is repeated.
+    pub asked: Timestamp,
 }
 
 impl LookRequest {
@@ -68,6 +71,7 @@ impl LookRequest {
             pushers: BTreeMap::new(),
             may_precede: false,
             attempt: 0,
+            asked: clock::now(),
         }
     }
 

@@ -127,7 +127,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             self.corruption_of(&blob.digest),
         ]
         .iter()
-        .find_map(|subject| refusals.held(subject, self.job.cause, self.job.look_began))
+        .find_map(|subject| refusals.held(subject, self.job.cause, self.job.asked))
         .map_or(Ok(()), Err)
     }
 

@@ -99,19 +99,14 @@ impl Refusals {
         self.lock().remove(subject);
     }
 
-    /// The refusal that applies to a job of this cause and of a look that began at that time.
-    pub(super) fn held(
-        &self,
-        subject: &Subject,
-        cause: Cause,
-        look_began: Timestamp,
-    ) -> Option<Fault> {
+    /// The refusal that applies to a job of this cause that was asked for at that time.
+    pub(super) fn held(&self, subject: &Subject, cause: Cause, asked: Timestamp) -> Option<Fault> {
         let refusal = self
             .lock()
             .get(subject)
             .filter(|refusal| refusal.lasts())
             .cloned()?;
-        if !is_routine(cause) && refusal.noted < look_began {
+        if !is_routine(cause) && refusal.noted < asked {
             return None;
         }
         let text = format!(

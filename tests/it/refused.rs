@@ -127,6 +127,7 @@ async fn polls_do_not_send_what_was_refused() {
         let job = Job {
             cause: Cause::Poll,
             look_began: blobferry::clock::now(),
+            asked: blobferry::clock::now(),
             ..world.job("app", "v1")
         };
         world.run(&job).await
@@ -160,6 +161,7 @@ async fn polls_do_not_send_a_manifest_that_was_refused_under_its_tag() {
         let job = Job {
             cause,
             look_began: blobferry::clock::now(),
+            asked: blobferry::clock::now(),
             ..world.job("app", "v1")
         };
         world.run(&job).await
