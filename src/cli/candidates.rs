@@ -88,9 +88,11 @@ impl Line {
         self.beginning(references.flat_map(|reference| known.with_registry(&reference)))
     }
 
-    /// Those that begin as the word does.
+    /// Those that begin as the word does. What a shell would read as more than a word is left out.
     fn beginning(&self, words: impl Iterator<Item = String>) -> BTreeSet<String> {
-        words.filter(|word| word.starts_with(&self.word)).collect()
+        let is_plain = |c: char| c.is_alphanumeric() || "._:/@+-[]".contains(c);
+        let words = words.filter(|word| word.starts_with(&self.word));
+        words.filter(|word| word.chars().all(is_plain)).collect()
     }
 
     /// Candidates without a registry in front.
@@ -465,7 +467,7 @@ mod tests {
             host: host.into(),
         };
         let known = Known {
-            routes: vec!["demo".into(), "shop".into()],
+            routes: vec!["demo".into(), "shop".into(), "d;touch>x".into()],
             registries: vec![
                 named("staging", "s.example"),
                 named("prod", "p.example:5000"),

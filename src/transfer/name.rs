@@ -248,7 +248,7 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
         if let Some(fault) = promotion.engine.refusals.held(
             &self.refusal(),
             promotion.job.cause,
-            promotion.job.look_began,
+            promotion.job.asked,
         ) {
             return Err(fault);
         }

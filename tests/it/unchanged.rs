@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
+use crate::support::scripted::Answer;
 use crate::support::*;
 
 const TAGS: usize = 30;
@@ -267,4 +268,37 @@ async fn a_fixed_tag_that_production_lost_comes_back_with_the_next_poll() {
     pair.production.forget_requests();
     pair.polls(3).await;
     assert_eq!(pair.production.count(Kind::ManifestHead), 0);
+}
+
+/// Lists of these registries are current, but an answer may be wrong.
+#[tokio::test]
+async fn one_empty_list_moves_no_fixed_tag() {
+    for kind in ["distribution2", "distribution3", "zot"] {
+        let staging = Scripted::start();
+        let production = Scripted::start();
+        for tag in ["v1", "v2", "v3"] {
+            staging.push("app", tag, &first());
+        }
+        let config = Config::new()
+            .registry("staging", &staging.url())
+            .registry_with("production", &production.url(), json!({"kind": kind}))
+            .daemon("verify", json!("720h"))
+            .route("app", json!({}));
+        let ferry = Ferry::new(&config);
+        ferry.sync(&[]).await.expect(0);
+        staging.push("app", "v2", &other());
+        production.on(|asked| match asked.kind {
+            Kind::Tags => {
+                let empty = json!({"name": "app", "tags": []}).to_string();
+                Answer::Reply(Reply::status(200).body("application/json", empty))
+            }
+            _ => Answer::Pass,
+        });
+        production.forget_requests();
+        let run = ferry.sync(&[]).await.expect(4);
+        assert_eq!(run.total("conflict"), 1, "{kind}: {}", run.report());
+        assert_eq!(production.count(Kind::ManifestPut), 0, "{kind}");
+        let named = production.tagged("app", "v2");
+        assert_eq!(named.as_deref(), Some(first().digest()), "{kind}");
+    }
 }

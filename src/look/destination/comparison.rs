@@ -101,7 +101,10 @@ impl<B: Repositories> DestinationLook<'_, B> {
         };
         let list = self.list.as_ref();
         let is_missing = list.is_some_and(|list| !list.contains_key(called));
-        if is_missing && !may_be_behind {
+        // One wrong list would move a tag that the ledger knows: the tag itself is asked as well.
+        let known = self.known.get(called);
+        let is_known = known.is_some_and(|known| known.digest.is_some());
+        if is_missing && !may_be_behind && !is_known {
             let source = match (listed, self.shared) {
                 (Some(digest), _) => TagState::At(digest),
                 (None, Some(_)) => self.source_digest(tag, tally).await?,
@@ -123,8 +126,7 @@ impl<B: Repositories> DestinationLook<'_, B> {
             });
         }
         let there = there.filter(|_| !may_be_behind);
-        // A list that lacks the tag may be behind our own write, and so may the hint be behind a
-        // deletion: the tag is asked.
+        // Where a list lacks the tag, a hint may be behind its deletion.
         let hint = match there {
             None if !is_missing => self.fresh_hint(tag),
             _ => None,
