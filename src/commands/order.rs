@@ -144,6 +144,7 @@ impl Order {
                 actor,
                 guards,
                 began: started,
+                asked: clock,
                 kept: Mutex::default(),
             };
             async move { promotion.take().await }.boxed()
@@ -171,6 +172,7 @@ struct PairPromotion<'a> {
     /// What guards the destination.
     guards: Guards,
     began: Timestamp,
+    asked: Instant,
     /// Companion tags that stay as they are.
     kept: Mutex<Vec<Settled>>,
 }
@@ -420,7 +422,7 @@ impl PairPromotion<'_> {
             source_at: (self.from.whole().abilities().current_lists).then_some(listed.at),
             destination_at: listed.at,
             look_began: self.began,
-            asked: self.began,
+            asked: self.asked,
             fresh: listed
                 .destination
                 .as_ref()

@@ -316,9 +316,9 @@ pub struct Job {
     pub destination_at: Instant,
     /// When the look began: what hints have seen since then needs no asking.
     pub look_began: Timestamp,
-    /// When what the job does was asked for: a look that repeats an earlier one keeps its time. What
-    /// was refused since then is not tried again.
-    pub asked: Timestamp,
+    /// When what the job does was asked for, on tokio's clock: a look that repeats an earlier one
+    /// keeps its time. What was refused since then is not tried again.
+    pub asked: Instant,
     /// The destination listing was empty: skip existence checks for anything not in the index.
     pub fresh: bool,
     /// Why.
@@ -377,7 +377,7 @@ impl Job {
             source_at: None,
             destination_at: Instant::now(),
             look_began: clock::now(),
-            asked: clock::now(),
+            asked: Instant::now(),
             fresh: false,
             cause: Cause::Decision,
             actor,

@@ -430,13 +430,13 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
     }
 
     /// When the look was asked for. One that repeats another is asked for with the first.
-    fn asked(&self) -> Timestamp {
+    fn asked(&self) -> Instant {
         let request = &self.look.request;
         let is_repeated = request.attempt > 0;
         if is_repeated {
-            request.asked.min(self.began)
+            request.asked
         } else {
-            self.began
+            self.look.began
         }
     }
 

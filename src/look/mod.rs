@@ -20,6 +20,7 @@ use std::sync::Arc;
 use futures::FutureExt as _;
 use futures::future::{MaybeDone, OptionFuture, maybe_done};
 use jiff::Timestamp;
+use tokio::time::Instant;
 
 use self::destination::{DestinationLook, LeftOut, SourceDigests};
 use self::listing::{DestinationList, Listing};
@@ -57,6 +58,8 @@ pub struct RepositoryLook<'a, B: Repositories> {
     pub stop: &'a Stop,
     /// Failures that are reported again without a new attempt, unless something changed.
     pub left_alone: &'a LeftAlone,
+    /// When it began.
+    pub began: Instant,
 }
 
 /// A destination's tags, with their digests where its listing shows them.

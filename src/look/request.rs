@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use tokio::time::Instant;
 
-use crate::clock;
 use crate::job::{self, Actor, Cause, Rank, Remark};
 use crate::oci::{Digest, Tag};
 use crate::transfer::limits::{RequestClass, RequestPriority};
@@ -51,8 +51,9 @@ pub struct LookRequest {
     pub may_precede: bool,
     /// Looks before this one that did not see what was pushed.
     pub attempt: u8,
-    /// When it was asked for, also where a look is repeated.
-    pub asked: Timestamp,
+    /// When it was asked for, also where a look is repeated. On tokio's clock: the wall clock may be
+    /// set back meanwhile.
+    pub asked: Instant,
 }
 
 impl LookRequest {
@@ -71,7 +72,7 @@ impl LookRequest {
             pushers: BTreeMap::new(),
             may_precede: false,
             attempt: 0,
-            asked: clock::now(),
+            asked: Instant::now(),
         }
     }
 

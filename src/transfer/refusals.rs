@@ -9,10 +9,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use jiff::Timestamp;
 use tokio::time::Instant;
 
-use crate::clock;
 use crate::endpoint::{Origin, RepositoryId};
 use crate::fault::{Class, Fault, clip};
 use crate::job::{Cause, TagId};
@@ -61,8 +59,6 @@ struct Refusal {
     class: Class,
     text: String,
     at: Instant,
-    /// The same by the wall clock of looks.
-    noted: Timestamp,
 }
 
 impl Refusal {
@@ -88,7 +84,6 @@ impl Refusals {
                 class: fault.class(),
                 text: clip(&fault.chain(), LONGEST),
                 at: Instant::now(),
-                noted: clock::now(),
             };
             refusals.insert(subject, refusal);
         }
@@ -100,13 +95,13 @@ impl Refusals {
     }
 
     /// The refusal that applies to a job of this cause that was asked for at that time.
-    pub(super) fn held(&self, subject: &Subject, cause: Cause, asked: Timestamp) -> Option<Fault> {
+    pub(super) fn held(&self, subject: &Subject, cause: Cause, asked: Instant) -> Option<Fault> {
         let refusal = self
             .lock()
             .get(subject)
             .filter(|refusal| refusal.lasts())
             .cloned()?;
-        if !is_routine(cause) && refusal.noted < asked {
+        if !is_routine(cause) && refusal.at < asked {
             return None;
         }
         let text = format!(
@@ -141,7 +136,8 @@ mod tests {
     }
 
     fn held(refusals: &Refusals, content: &str, cause: Cause) -> Option<Fault> {
-        refusals.held(&subject(content), cause, Timestamp::MAX)
+        let asked = Instant::now() + Duration::from_secs(1);
+        refusals.held(&subject(content), cause, asked)
     }
 
     #[tokio::test(start_paused = true)]
@@ -166,7 +162,7 @@ mod tests {
             Cause::Start,
         ] {
             assert!(held(&refusals, "a", asked).is_none(), "{asked}");
-            let same_look = refusals.held(&subject("a"), asked, Timestamp::UNIX_EPOCH);
+            let same_look = refusals.held(&subject("a"), asked, Instant::now());
             assert!(
                 same_look.is_some(),
                 "{asked}: the other jobs of the look that was refused"

@@ -9,6 +9,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
+use tokio::time::Instant;
 
 use super::Engine;
 use super::Promotion;
@@ -77,7 +78,7 @@ impl Engine {
     /// The refusal of an earlier job to move a tag back, where it still holds for polls.
     pub fn refused_way_back(&self, place: &TagId, to: Digest) -> Option<Fault> {
         let subject = refusals::Subject::of_name(place, to);
-        self.refusals.held(&subject, Cause::Poll, Timestamp::MAX)
+        self.refusals.held(&subject, Cause::Poll, Instant::now())
     }
 }
 

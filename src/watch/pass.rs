@@ -115,6 +115,7 @@ impl<B: Repositories> Pass<'_, B> {
                 board: &self.board,
                 stop: self.stop,
                 left_alone: &self.left_alone,
+                began: Instant::now(),
             }
             .look()
             .boxed()

@@ -361,6 +361,7 @@ impl<B: Repositories> Watch<B> {
                 board: &board,
                 stop: &stop,
                 left_alone: &left_alone,
+                began: Instant::now(),
             };
             Done::Looked(looking.look().await)
         });

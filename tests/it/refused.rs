@@ -6,6 +6,7 @@ use blobferry::fault::Class;
 use blobferry::job::{Cause, Job};
 use bytes::Bytes;
 use serde_json::json;
+use tokio::time::Instant;
 
 use crate::engine::{World, assert_failed, assert_promoted};
 use crate::support::image::Blob;
@@ -127,7 +128,7 @@ async fn polls_do_not_send_what_was_refused() {
         let job = Job {
             cause: Cause::Poll,
             look_began: blobferry::clock::now(),
-            asked: blobferry::clock::now(),
+            asked: Instant::now(),
             ..world.job("app", "v1")
         };
         world.run(&job).await
@@ -161,7 +162,7 @@ async fn polls_do_not_send_a_manifest_that_was_refused_under_its_tag() {
         let job = Job {
             cause,
             look_began: blobferry::clock::now(),
-            asked: blobferry::clock::now(),
+            asked: Instant::now(),
             ..world.job("app", "v1")
         };
         world.run(&job).await
