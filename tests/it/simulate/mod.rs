@@ -96,6 +96,8 @@ const ONCE_FAILED: &[u64] = &[
     // Each look that repeated a notification sent again what had been refused.
     10038012,
     11003039, // The same under a clock that was set back.
+    // The oracle took a write that had been refused for one that may have arrived.
+    12000963,
     10001963, // A corrupt upload was left behind where no other could be opened.
     10007192, // The oracle asked a way back for signatures that production never had.
     10001994, // The oracle took the first of two orders for the one that was carried out.

@@ -154,6 +154,8 @@ struct List {
 struct Known {
     written: Option<Digest>,
     intents: Intents,
+    /// Intents that were sent more than once: an answer is about the last one alone.
+    sent_again: BTreeSet<Digest>,
     /// What a kill leaves open.
     maybe: BTreeSet<Digest>,
     /// Production's digest that was reported as drift or existing.
@@ -184,6 +186,22 @@ impl Known {
         self.written.is_some() || may_have_arrived || !self.maybe.is_empty()
     }
 
+    fn intends(&mut self, digest: Digest, over: Option<Digest>) {
+        if self.is_intended(&digest) {
+            self.sent_again.insert(digest);
+        }
+        self.intents.insert((digest, over));
+    }
+
+    /// The registry has refused what was announced: it was not written. A process that is killed
+    /// before it keeps that may think otherwise.
+    fn refused(&mut self, digest: Digest) {
+        if !self.sent_again.contains(&digest) {
+            self.intents.retain(|(intended, _)| *intended != digest);
+            self.uncertain.insert(digest);
+        }
+    }
+
     fn may_be_known(&self) -> bool {
         self.written.is_some() || !self.intents.is_empty() || !self.maybe.is_empty()
     }
@@ -208,11 +226,17 @@ impl Known {
         self.before = Some((self.written, std::mem::take(&mut self.intents)));
         self.changed = at;
         self.written = Some(digest);
+        self.sent_again.clear();
         self.maybe.clear();
         self.uncertain.clear();
         self.may_be_agreed = false;
         self.reported = None;
     }
+}
+
+/// Whether a failure says that nothing was written: the registry asks for time, or will not.
+fn is_refusal(class: &str, after: Option<u64>) -> bool {
+    after.is_some() || ["auth", "rejected", "not_found"].contains(&class)
 }
 
 /// What came of the uploads of one blob to one repository.
@@ -453,8 +477,7 @@ impl Oracle {
         let over = self
             .evidence(call.process, &place)
             .and_then(|view| view.digest);
-        let known = self.ledger.entry(place).or_default();
-        known.intents.insert((digest, over));
+        self.ledger.entry(place).or_default().intends(digest, over);
     }
 
     /// The newest that a process was told of a production tag.
@@ -787,6 +810,14 @@ impl Oracle {
                 // It is known not to have been written.
                 if let (Some(known), Some(digest)) = (self.ledger.get_mut(&place), call.content) {
                     known.intents.retain(|(intended, _)| *intended != digest);
+                }
+            }
+            (Operation::PutManifest, About::Tag(tag), Answer::Failed { class, after })
+                if is_refusal(class, *after) =>
+            {
+                let place = call.place(tag);
+                if let (Some(known), Some(digest)) = (self.ledger.get_mut(&place), call.content) {
+                    known.refused(digest);
                 }
             }
             (Operation::Tags, _, Answer::Listed { tags, first, last }) => {
