@@ -98,6 +98,8 @@ const ONCE_FAILED: &[u64] = &[
     11003039, // The same under a clock that was set back.
     // The oracle took a write that had been refused for one that may have arrived.
     12000963,
+    // The oracle did not know that a job for late signatures records its tag.
+    12004944,
     10001963, // A corrupt upload was left behind where no other could be opened.
     10007192, // The oracle asked a way back for signatures that production never had.
     10001994, // The oracle took the first of two orders for the one that was carried out.

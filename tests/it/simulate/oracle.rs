@@ -997,6 +997,13 @@ impl Oracle {
         }
         let accepted =
             digest.is_some_and(|digest| self.accepted.contains(&(destination.clone(), digest)));
+        // A job that brings what belongs to an equal tag records the tag as well, though staging's
+        // digest may come from a list.
+        if let Some(digest) = digest.filter(|_| result == Outcome::Promoted && !accepted) {
+            let known = self.ledger.entry(destination.clone()).or_default();
+            known.uncertain.insert(digest);
+            known.may_be_agreed = true;
+        }
         if result == Outcome::Promoted && !accepted && !was_told {
             let text = "production did not accept it, nor was it seen there".into();
             self.find(
