@@ -1,11 +1,12 @@
 //! Asking a running daemon over the control socket in its state folder.
 
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::time::Duration;
 
 use http::{Method, StatusCode};
 use serde_json::Value;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::Failure;
 use super::output::clean;
@@ -26,6 +27,8 @@ const DEADLINE: Duration = Duration::from_secs(10);
 const STARTING: Duration = Duration::from_secs(10);
 /// How often it looks for the socket.
 const AGAIN: Duration = Duration::from_millis(100);
+/// How often a daemon that has not answered an order yet is asked whether it answers at all.
+const PROBE: Duration = Duration::from_secs(1);
 /// How often an order is given anew, since another process took the state folder meanwhile.
 const TURNS: usize = 3;
 
@@ -85,11 +88,12 @@ impl Socket {
         self.ask(Method::POST, path, Some(body), None).await
     }
 
-    /// Orders something of the daemon, which may be starting: while a process holds the state
+    /// Orders a decision of the daemon, which may be starting: while a process holds the state
     /// folder, its socket is waited for. `None`: no daemon runs.
     ///
     /// # Errors
-    /// The daemon is not for us, went away before it answered, or makes no socket in time.
+    /// The daemon is not for us, went away before it answered, is frozen, or makes no socket in
+    /// time.
     pub(super) async fn order(
         &self,
         path: &str,
@@ -98,11 +102,9 @@ impl Socket {
         let began = Instant::now();
         let mut is_told = false;
         loop {
-            let asked = client::request(&self.0, Method::POST, path, Some(body.clone()), None);
-            match asked.await {
-                Ok(answer) => return Ok(Some(answer)),
-                Err(Error::NotRunning { .. }) => {}
-                Err(error) => return Err(Failure::new(1, error)),
+            let order = self.exchange(Method::POST, path, Some(body.clone()), None);
+            if let Some(answer) = self.unless_frozen(order).await? {
+                return Ok(Some(answer));
             }
             let Some(absent) = self.absent() else {
                 return Ok(None);
@@ -150,10 +152,9 @@ impl Socket {
         path: &str,
         body: Value,
     ) -> Result<Option<(StatusCode, Value)>, Failure> {
-        match client::request(&self.0, Method::POST, path, Some(body), None).await {
-            Ok(answer) => Ok(Some(answer)),
-            Err(Error::NotRunning { .. } | Error::Denied { .. }) => Ok(None),
-            Err(error) => Err(Failure::new(1, error)),
+        match self.exchange(Method::POST, path, Some(body), None).await {
+            Err(Error::Denied { .. }) => Ok(None),
+            answer => answer.map_err(|error| Failure::new(1, error)),
         }
     }
 
@@ -183,10 +184,62 @@ impl Socket {
         body: Option<Value>,
         deadline: Option<Duration>,
     ) -> Result<Option<(StatusCode, Value)>, Failure> {
+        let asked = self.exchange(method, path_and_query, body, deadline).await;
+        match asked.map_err(|error| Failure::new(1, error))? {
+            Some(answer) => Ok(Some(answer)),
+            None => self.absent().map_or(Ok(None), Err),
+        }
+    }
+
+    /// One request and its answer. `None`: nothing listens.
+    async fn exchange(
+        &self,
+        method: Method,
+        path_and_query: &str,
+        body: Option<Value>,
+        deadline: Option<Duration>,
+    ) -> Result<Option<(StatusCode, Value)>, Error> {
         match client::request(&self.0, method, path_and_query, body, deadline).await {
-            Ok(answer) => Ok(Some(answer)),
-            Err(Error::NotRunning { .. }) => self.absent().map_or(Ok(None), Err),
-            Err(error) => Err(Failure::new(1, error)),
+            Err(Error::NotRunning { .. }) => Ok(None),
+            answer => answer.map(Some),
+        }
+    }
+
+    /// Waits for the answer to an order while the daemon answers other questions: a rollback takes
+    /// as long as its content does.
+    async fn unless_frozen<T>(
+        &self,
+        order: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Failure> {
+        let mut order = pin!(order);
+        let ended = tokio::select! {
+            biased;
+            ended = &mut order => Some(ended),
+            () = self.until_frozen() => None,
+        };
+        let Some(ended) = ended else {
+            return Err(Failure::said(
+                1,
+                format_args!(
+                    "the daemon at {} took the request, but has answered nothing for {} s: the decision may have been \
+                     recorded, now or when the daemon goes on; `blobferry status` lists the decisions in force, and \
+                     `blobferry history` all of them",
+                    self.0.display(),
+                    DEADLINE.as_secs()
+                ),
+            ));
+        };
+        ended.map_err(|error| Failure::new(1, error))
+    }
+
+    /// Ends when the daemon does not answer in time whether it is alive.
+    async fn until_frozen(&self) {
+        loop {
+            sleep(PROBE).await;
+            let health = client::request(&self.0, Method::GET, "/healthz", None, None);
+            if timeout(DEADLINE, health).await.is_err() {
+                return;
+            }
         }
     }
 }

@@ -136,6 +136,24 @@ async fn a_hold_of_everything_keeps_all_names_and_no_content() {
     scene.run(&["history", "--verify"]).await.expect(0);
 }
 
+/// The daemon was frozen after the command had connected: the command hung without a word.
+#[tokio::test]
+async fn a_decision_gives_up_on_a_frozen_daemon_and_says_how_to_look() {
+    let scene = Scene::new();
+    let daemon = scene.ferry.start_ready().await;
+    daemon.signal("STOP").await;
+    let approve = ["approve", "production/app:v1"];
+    let (held, approved) = tokio::join!(scene.run(&["hold"]), scene.run(&approve));
+    for run in [held.expect(1), approved.expect(1)] {
+        for said in ["may have been recorded", "`blobferry status`", "`blobferry history`"] {
+            assert!(run.stderr.contains(said), "{said}: {}", run.stderr);
+        }
+    }
+    daemon.signal("CONT").await;
+    scene.run(&["hold"]).await.expect(0);
+    assert!(!scene.in_force().await.is_empty());
+}
+
 #[tokio::test]
 async fn a_hold_with_an_end_wakes_what_it_held() {
     let scene = Scene::new();
