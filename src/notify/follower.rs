@@ -15,8 +15,6 @@ use crate::ledger::{Ledger, Query, Row};
 
 /// Rows of one reading.
 const PAGE: u32 = 200;
-/// A receiver that is further behind than so many rows is told of the newest ones alone.
-const MOST_BEHIND: u64 = 1000;
 /// Rows that nothing was told of are kept as read so many at a time.
 const UNTOLD: u64 = 500;
 /// Most messages that are told before the ledger keeps that. Each such mark is a commit, which
@@ -24,21 +22,38 @@ const UNTOLD: u64 = 500;
 const MOST_UNKEPT: u64 = 100;
 /// Longest time until the ledger keeps what was told.
 const UNKEPT_FOR: Duration = Duration::from_secs(1);
-/// How a daemon tries: for about an hour.
+/// How a daemon tells: it tries for about an hour. A burst of promotions runs ahead of any receiver,
+/// and must not push out what a person has to act on.
 pub const PACE: Pace = Pace {
     tries: 64,
     again: Backoff::new(Duration::from_secs(1), Duration::from_secs(60)),
+    promotions_behind: 10_000,
+    others_behind: 100_000,
 };
 /// Rows are looked for so often, whatever is announced.
 const LOST: Duration = Duration::from_secs(10);
 
-/// How often a message is tried, and the waits between.
+/// How often a message is tried, the waits between, and how late it may be.
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {
     /// Tries before it is dropped.
     pub tries: u32,
     /// The waits, which grow with each try.
     pub again: Backoff,
+    /// A promotion that so many rows follow is dropped.
+    pub promotions_behind: u64,
+    /// What else so many rows follow is dropped.
+    pub others_behind: u64,
+}
+
+impl Pace {
+    fn is_too_late(&self, event: Event, behind: u64) -> bool {
+        behind
+            >= match event {
+                Event::Promoted => self.promotions_behind,
+                _ => self.others_behind,
+            }
+    }
 }
 
 /// Tells a receiver of each row that it wants to hear of.
@@ -72,6 +87,7 @@ impl Follower {
             row: None,
             kept: 0,
             unkept: Unkept::default(),
+            too_late: 0,
             is_down: false,
         };
         let mut added = self.ledger.additions();
@@ -102,13 +118,17 @@ impl Follower {
         // A ledger that was restored from a copy is shorter.
         let row = row.min(end);
         told.row = Some(row);
-        let row = self.drop_old(told, row, end).await?;
         let rows = self.rows_after(row).await?;
+        let dropped_before = told.too_late;
         for row in &rows {
             let Some(event) = self.wanted(row) else {
                 continue;
             };
-            let ended = self.tell(told, &Message::of(row, event)).await;
+            let behind = end.saturating_sub(row.id);
+            let ended = match self.pace.is_too_late(event, behind) {
+                true => self.drop_late(told),
+                false => self.tell(told, &Message::of(row, event)).await,
+            };
             if ended == Ended::Stopped {
                 self.keep_told(told).await?;
                 return Ok(false);
@@ -119,6 +139,9 @@ impl Follower {
             }
         }
         self.keep_told(told).await?;
+        if told.too_late == dropped_before {
+            self.note_dropped(told);
+        }
         if let Some(last) = rows.last() {
             told.row = Some(last.id);
             if last.id.saturating_sub(told.kept) >= UNTOLD {
@@ -142,27 +165,26 @@ impl Follower {
         Event::of(row).filter(|event| self.receiver.on.contains(event))
     }
 
-    /// Leaves out what is too far behind; returns the row where the receiver stands then.
-    async fn drop_old(&self, told: &mut Told, mut row: u64, end: u64) -> Result<u64, Fault> {
-        let first = end.saturating_sub(MOST_BEHIND);
-        let mut dropped = 0;
-        while row < first {
-            let rows = self.rows_after(row).await?;
-            let old = rows.iter().take_while(|row| row.id <= first);
-            dropped += old.filter(|row| self.wanted(row).is_some()).count() as u64;
-            row = rows.last().map_or(first, |last| last.id.min(first));
-            self.keep(told, row).await?;
-        }
-        if dropped > 0 {
-            self.metrics.dropped(dropped);
+    /// Drops a message that too many rows follow.
+    fn drop_late(&self, told: &mut Told) -> Ended {
+        if told.too_late == 0 {
             let host = self.receiver.host();
             tracing::warn!(
                 host,
-                dropped,
-                "a receiver is too far behind: notifications are dropped"
+                "a receiver is too far behind: notifications are dropped, promotions first"
             );
         }
-        Ok(row)
+        told.too_late += 1;
+        Ended::Dropped
+    }
+
+    /// Says how many messages came too late, once no more do.
+    fn note_dropped(&self, told: &mut Told) {
+        let dropped = std::mem::take(&mut told.too_late);
+        if dropped > 0 {
+            let host = self.receiver.host();
+            tracing::warn!(host, dropped, "a receiver is told of all again");
+        }
     }
 
     /// Keeps what was told. What is counted is kept: a restart does not tell it again.
@@ -259,6 +281,8 @@ struct Told {
     kept: u64,
     /// What was told after that.
     unkept: Unkept,
+    /// Messages that were dropped in a row of readings since too many rows follow them.
+    too_late: u64,
     /// Whether it did not take the last message.
     is_down: bool,
 }
