@@ -39,7 +39,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
                 return Ok(None);
             };
             let made = self.back_up_as(&tag, production).await;
-            made.map_err(|fault| fault.while_doing(format!("the backup tag {tag}")))
+            made.map_err(|fault| about(&tag, fault))
         }
         .boxed()
     }
@@ -52,18 +52,31 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         let Some((tag, production)) = self.wanted_backup(facts.destination)? else {
             return Ok(None);
         };
+        let planned = self.planned_backup_as(&tag, production, facts).await;
+        planned.map_err(|fault| about(&tag, fault))
+    }
+
+    async fn planned_backup_as(
+        &self,
+        tag: &Tag,
+        production: Digest,
+        facts: &TagFacts,
+    ) -> Result<Option<Completion>, Fault> {
         if self.is_denied(production).await? {
             return Ok(None);
         }
-        let place = self.place_beside(&tag);
-        let named = self.destination_digest(&tag).await?;
+        let place = self.place_beside(tag);
+        let named = self.destination_digest(tag).await?;
         let decision = self.decide_backup(&place, production, named).await?;
-        if decision == Decision::Promote {
-            let block = self.block_at(&place, production, None);
-            return Ok(block.map(|block| Completion::blocked(block, facts)));
+        if decision != Decision::Promote {
+            let reason = stays(decision);
+            return Ok(reason.map(|reason| Completion::without_backup(reason, facts)));
         }
-        let reason = stays(decision);
-        Ok(reason.map(|reason| Completion::without_backup(reason, facts)))
+        if let Some(block) = self.block_at(&place, production, None) {
+            return Ok(Some(Completion::blocked(block, facts)));
+        }
+        let is_kept = self.engine.immutable.keeps(&place, named);
+        Ok(is_kept.then(|| Completion::without_backup(immutable(tag), facts)))
     }
 
     /// The backup tag, and the digest that it gets before the moving tag moves.
@@ -104,8 +117,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
                     return Ok(None);
                 }
                 Named::Immutable => {
-                    let reason = format!("the registry keeps {tag}, the backup, immutable");
-                    return Ok(Some(Named::NoBackup(reason)));
+                    return Ok(Some(Named::NoBackup(immutable(tag))));
                 }
                 // It was denied meanwhile.
                 Named::Blocked(block) if block.outcome == Outcome::Refused => {
@@ -168,6 +180,14 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         }
         Ok(with_backup_advice(decision, &place.tag, named))
     }
+}
+
+fn about(tag: &Tag, fault: Fault) -> Fault {
+    fault.while_doing(format!("the backup tag {tag}"))
+}
+
+fn immutable(tag: &Tag) -> String {
+    format!("the registry keeps {tag}, the backup, immutable")
 }
 
 /// Why a backup tag stays as it is, so that it is none. `None`: it is one already.

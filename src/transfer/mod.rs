@@ -23,6 +23,7 @@ mod fan_out;
 mod findings;
 mod gates;
 pub mod health;
+mod immutable;
 mod judged_set;
 pub mod limits;
 pub mod metrics;
@@ -78,6 +79,7 @@ pub use self::completion::{Completion, Cost, Found};
 use self::fan_out::FanOut;
 pub use self::health::Health;
 pub use self::limits::Limits;
+use self::immutable::ImmutableTags;
 use self::limits::RequestPriority;
 pub use self::metrics::Metrics;
 use self::moves::Moves;
@@ -158,6 +160,7 @@ pub struct Engine {
     claims: Claims,
     absent: Absent,
     newest: NewestAnswers,
+    immutable: ImmutableTags,
     ahead: AheadBudget,
     moves: Moves,
     pushers: ToldPushers,
@@ -205,6 +208,7 @@ impl Engine {
             claims: Claims::default(),
             absent: Absent::default(),
             newest: NewestAnswers::default(),
+            immutable: ImmutableTags::default(),
             ahead: AheadBudget::default(),
             moves: Moves::default(),
             pushers: ToldPushers::default(),

@@ -160,6 +160,55 @@ async fn a_dry_run_says_what_the_backup_does_to_its_tag() {
     assert_eq!(there(&scene), [Some(3), Some(9)]);
 }
 
+/// The registry keeps the backup tag immutable: a dry run said `planned` after each refusal.
+#[tokio::test]
+async fn a_dry_run_knows_which_tags_the_registry_has_refused_to_move() {
+    let scene = super::scene(rules());
+    push_and_sync(&scene, 1, 0).await;
+    let _daemon = scene.ferry.start_ready().await;
+    push_and_sync(&scene, 2, 0).await;
+    for (kept, result) in [(PREVIOUS, "refused"), ("/latest", "conflict")] {
+        scene.production.on(move |asked| {
+            match asked.kind == Kind::ManifestPut && asked.path.ends_with(kept) {
+                true => {
+                    let body = r#"{"errors":[{"code":"TAG_INVALID","message":"the tag is immutable"}]}"#;
+                    Answer::Reply(Reply::status(400).body("application/json", body))
+                }
+                false => Answer::Pass,
+            }
+        });
+        scene.staging.push("app", "latest", &image(3));
+        let done = scene.ferry.sync(&["--tag", "latest"]).await.expect(4);
+        let done = done.job("latest");
+        let planned = scene.ferry.sync(&["--dry-run", "--tag", "latest"]).await;
+        let planned = planned.expect(4).job("latest");
+        assert_eq!(done["result"], result);
+        assert_eq!(planned["result"], result, "{planned:#}");
+        assert!(reasons(&planned).contains("immutable"), "{planned:#}");
+    }
+    // The registry lets it move again.
+    scene.production.calm();
+    scene.ferry.sync(&["--tag", "latest"]).await.expect(0);
+    assert_eq!(there(&scene), [Some(3), Some(2)]);
+}
+
+/// What a dry run says of a backup tag that cannot be asked about names that tag.
+#[tokio::test]
+async fn a_dry_run_names_the_backup_tag_that_it_cannot_ask_about() {
+    let scene = super::scene(rules());
+    push_and_sync(&scene, 1, 0).await;
+    scene
+        .production
+        .on(|asked| match asked.path.ends_with(PREVIOUS) {
+            true => Answer::Reply(Reply::status(403)),
+            false => Answer::Pass,
+        });
+    scene.staging.push("app", "latest", &image(2));
+    let run = scene.ferry.sync(&["--dry-run", "--tag", "latest"]).await;
+    let text = run.job("latest")["error"]["text"].to_string();
+    assert!(text.contains("the backup tag latest.previous: "), "{text}");
+}
+
 #[tokio::test]
 async fn a_kill_between_backup_and_move_leaves_both_right() {
     let scene = super::scene(rules());
