@@ -334,6 +334,7 @@ impl<B: Repositories> RepositoryLook<'_, B> {
             gone_back,
             ..DestinationResult::default()
         };
+        view.note_list();
         if let Some(list) = &view.list {
             found.totals.only_in_destination = self.only_there(side, listing, list);
         }

@@ -56,6 +56,7 @@ mod statements;
 mod survey;
 mod suspended;
 mod torn;
+mod unlisted;
 mod upload;
 mod verdict;
 pub mod verify;
@@ -96,6 +97,7 @@ use self::sets::SetMembers;
 pub use self::settle::Settle;
 use self::statements::Statements;
 use self::suspended::SuspendedNames;
+use self::unlisted::UnlistedTags;
 use self::verdict::KnownContents;
 use self::versions::KnownVersions;
 use crate::byte_threads::ByteThreads;
@@ -161,6 +163,7 @@ pub struct Engine {
     absent: Absent,
     newest: NewestAnswers,
     immutable: ImmutableTags,
+    unlisted: UnlistedTags,
     ahead: AheadBudget,
     moves: Moves,
     pushers: ToldPushers,
@@ -209,6 +212,7 @@ impl Engine {
             absent: Absent::default(),
             newest: NewestAnswers::default(),
             immutable: ImmutableTags::default(),
+            unlisted: UnlistedTags::default(),
             ahead: AheadBudget::default(),
             moves: Moves::default(),
             pushers: ToldPushers::default(),

@@ -270,6 +270,40 @@ async fn a_fixed_tag_that_production_lost_comes_back_with_the_next_poll() {
     assert_eq!(pair.production.count(Kind::ManifestHead), 0);
 }
 
+fn lists_nothing(production: &Scripted) {
+    production.on(|asked| match asked.kind {
+        Kind::Tags => {
+            let empty = json!({"name": "app", "tags": []}).to_string();
+            Answer::Reply(Reply::status(200).body("application/json", empty))
+        }
+        _ => Answer::Pass,
+    });
+}
+
+/// A registry that lists nothing, and holds its tags: each poll asked both sides about each of them,
+/// and nothing said why.
+#[tokio::test]
+async fn an_empty_list_costs_one_question_a_tag_and_is_said_once() {
+    let pair = Pair::of("720h");
+    let daemon = pair.ferry.start_ready().await;
+    pair.polls(2).await;
+    lists_nothing(&pair.production);
+    let said = "production lists no tags, but the ledger knows some";
+    daemon.says(said).await;
+    pair.polls(2).await;
+    pair.production.forget_requests();
+    pair.polls(3).await;
+    assert_eq!(pair.production.count(Kind::ManifestHead), 0);
+    assert_eq!(pair.asked_about("v1"), 0);
+    assert_eq!(daemon.log().matches(said).count(), 1);
+    // With the list it is seen again what production lost.
+    pair.production.calm();
+    pair.polls(2).await;
+    pair.production.untag("app", "v1");
+    let names = |tag: &str| pair.production.tagged("app", tag).is_some();
+    eventually("v1 is back", async || names("v1").then_some(())).await;
+}
+
 /// Lists of these registries are current, but an answer may be wrong.
 #[tokio::test]
 async fn one_empty_list_moves_no_fixed_tag() {
@@ -287,13 +321,7 @@ async fn one_empty_list_moves_no_fixed_tag() {
         let ferry = Ferry::new(&config);
         ferry.sync(&[]).await.expect(0);
         staging.push("app", "v2", &other());
-        production.on(|asked| match asked.kind {
-            Kind::Tags => {
-                let empty = json!({"name": "app", "tags": []}).to_string();
-                Answer::Reply(Reply::status(200).body("application/json", empty))
-            }
-            _ => Answer::Pass,
-        });
+        lists_nothing(&production);
         production.forget_requests();
         let run = ferry.sync(&[]).await.expect(4);
         assert_eq!(run.total("conflict"), 1, "{kind}: {}", run.report());

@@ -126,9 +126,10 @@ impl<B: Repositories> DestinationLook<'_, B> {
             });
         }
         let there = there.filter(|_| !may_be_behind);
+        let is_unlisted = self.is_unlisted(tag, is_missing);
         // Where a list lacks the tag, a hint may be behind its deletion.
         let hint = match there {
-            None if !is_missing => self.fresh_hint(tag),
+            None if !is_missing || is_unlisted => self.fresh_hint(tag),
             _ => None,
         };
         let source = |remembered: Option<Digest>| async move {
@@ -165,6 +166,9 @@ impl<B: Repositories> DestinationLook<'_, B> {
         )?;
         if destination == TagState::Absent && self.is_listed_now(called) {
             return Err(contradiction(&self.side.repository.address(), called));
+        }
+        if is_missing {
+            self.note_answer(tag, destination);
         }
         Ok(Compared {
             source,

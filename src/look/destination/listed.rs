@@ -1,9 +1,10 @@
-//! Listed tags that answer 404.
+//! Listed tags that answer 404, and tags that answer and are not listed.
 
 use tokio::time::Instant;
 
 use super::DestinationLook;
-use crate::endpoint::{Destination, Repositories};
+use crate::endpoint::{Destination, Repositories, Source};
+use crate::job::TagState;
 use crate::oci::Tag;
 
 impl<B: Repositories> DestinationLook<'_, B> {
@@ -24,6 +25,36 @@ impl<B: Repositories> DestinationLook<'_, B> {
             .is_some_and(|list| list.contains_key(tag));
         let known = self.known.get(tag);
         is_listed && (is_current || known.is_some_and(|known| known.digest.is_some()))
+    }
+
+    /// Whether the tag has answered since production's list lacks it. A list that shows it ends that.
+    pub(super) fn is_unlisted(&self, tag: &Tag, is_missing: bool) -> bool {
+        let engine = &self.look.topology.engine;
+        let place = self.place(tag);
+        if self.list.is_some() && !is_missing {
+            engine.forget_unlisted(&place);
+        }
+        is_missing && engine.is_unlisted(&place)
+    }
+
+    /// Notes whether a tag answers that production's list lacks.
+    pub(super) fn note_answer(&self, tag: &Tag, answer: TagState) {
+        let engine = &self.look.topology.engine;
+        match answer {
+            TagState::At(_) => engine.note_unlisted(self.place(tag)),
+            TagState::Absent | TagState::Unknown => engine.forget_unlisted(&self.place(tag)),
+        }
+    }
+
+    /// Notes how many tags production lists, beside those that the ledger knows there.
+    pub(in crate::look) fn note_list(&self) {
+        let Some(list) = &self.list else {
+            return;
+        };
+        let known = self.known.values().filter(|known| known.digest.is_some());
+        let repository = &self.side.repository;
+        let engine = &self.look.topology.engine;
+        engine.note_list(repository, list.len(), known.count());
     }
 
     /// Whether the tag's last result was trouble at a registry whose listing may lag. A listing
