@@ -15,7 +15,7 @@ use crate::endpoint::{Cursor, Origin, ScanAnswer, Source};
 use crate::fault::Fault;
 use crate::gate::TimeFacts;
 use crate::gate::scan::{Findings, Reading};
-use crate::job::{Judgement, Scan};
+use crate::job::{Judgement, Rank, Scan};
 use crate::ledger::Ledger;
 use crate::oci::Digest;
 
@@ -29,18 +29,25 @@ pub(super) struct Access {
     limiter: Arc<RegistryLimiter>,
     /// Without long waits for the registry's time.
     retries: retry::Settings,
+    /// How urgent the job is that asked first. The reading outlives the job's ticket.
+    rank: Rank,
 }
 
 impl Access {
     /// Of a registry.
-    pub(super) fn of(engine: &Engine, origin: &Origin) -> Access {
+    pub(super) fn of(engine: &Engine, origin: &Origin, rank: Rank) -> Access {
         let settings = engine.settings.retry;
         Access {
             ledger: engine.ledger.clone(),
             metrics: engine.metrics.clone(),
             limiter: engine.limits.of(origin),
             retries: settings.holding(),
+            rank,
         }
+    }
+
+    fn page_priority(&self) -> RequestPriority {
+        RequestPriority::from(RequestClass::Listing).ranked(self.rank)
     }
 }
 
@@ -102,12 +109,11 @@ impl<R: Source> FindingsReader<R> {
     }
 
     async fn page(&self, image: Digest, cursor: Option<Cursor>) -> Result<ScanAnswer, Fault> {
-        let priority = RequestPriority::from(RequestClass::Listing);
         let retry = Retry {
             metrics: &self.access.metrics,
             limiter: &self.access.limiter,
             registry: self.repository.registry(),
-            priority,
+            priority: self.access.page_priority(),
             stop: &self.stop,
         };
         let mut state = RetryState::new(self.access.retries);

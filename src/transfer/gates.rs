@@ -333,7 +333,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             return Ok(passed);
         }
         let question = question.to_json();
-        let work = || questions.work(&asked, question.clone());
+        let work = async { Ok(questions.work(&asked, question.clone())) };
         let key = &self.job.key;
         let answer = questions.ask(&judge, &question, key, self.patience(), work);
         stoppable(&self.stop.drain, answer).await?

@@ -5,7 +5,7 @@
 //! looked at again when the answer has come. While a gate has a question that is open for long, jobs
 //! do not wait for it at all, so a gate that hangs holds up neither jobs nor looks of others.
 //!
-//! Each gate is asked a few questions at once. A pass of a program or a service holds for [`HOLDS`],
+//! Each program and service, and the scanner of each registry, is asked a few questions at once. A pass of a program or a service holds for [`HOLDS`],
 //! for the same question by the same gate; any other answer counts once.
 
 use std::collections::{BTreeSet, HashMap};
@@ -30,7 +30,7 @@ use crate::oci::Digest;
 pub(super) const HOLDS: Duration = Duration::from_secs(60);
 /// A gate with a question that is open for longer is slow.
 const SLOW: Duration = Duration::from_secs(1);
-/// Questions that one gate is asked at once.
+/// Questions that one program, service or scanner is asked at once.
 const AT_ONCE: usize = 16;
 /// Most questions, open and answered.
 const MOST: usize = 4096;
@@ -81,6 +81,13 @@ pub(super) enum Judge {
     },
 }
 
+/// What takes turns: of one image after the other, all findings come from one scanner.
+#[derive(Clone, Debug, PartialEq)]
+enum Turns {
+    Asked(Asked),
+    Scanner(String),
+}
+
 /// What is done to get an answer.
 pub(super) type Work = BoxFuture<'static, Result<Judgement, Fault>>;
 
@@ -97,6 +104,13 @@ impl Judge {
         match self {
             Judge::Asked(asked) => asked.name(),
             Judge::Scan { registry, .. } => registry,
+        }
+    }
+
+    fn turns(&self) -> Turns {
+        match self {
+            Judge::Asked(asked) => Turns::Asked(asked.clone()),
+            Judge::Scan { registry, .. } => Turns::Scanner(registry.clone()),
         }
     }
 
@@ -147,6 +161,9 @@ impl Came {
     }
 }
 
+/// Where the answer comes, and whether its gate is slow.
+type Begun = (watch::Receiver<Option<Came>>, bool);
+
 /// The kind of gate, and the digest of the question.
 type QuestionId = (GateKind, Digest);
 
@@ -179,8 +196,7 @@ impl Question {
 #[derive(Default)]
 struct State {
     questions: HashMap<QuestionId, Question>,
-    /// The turns of each gate.
-    turns: Vec<(Judge, Weak<Semaphore>)>,
+    turns: Vec<(Turns, Weak<Semaphore>)>,
     /// Tags with answers that came after their jobs.
     answered: BTreeSet<Key>,
 }
@@ -236,21 +252,27 @@ impl Questions {
         answer.map(Ok).boxed()
     }
 
-    /// The answer to a question about the tag of a job, by the work that gets it. `patience`: how
-    /// long the job waits for it; `None`: until it is there.
+    /// The answer to a question about the tag of a job. `work` is prepared only where the question
+    /// is neither open nor answered. `patience`: how long the job waits for the answer; `None`:
+    /// until it is there.
     ///
     /// # Errors
-    /// What kept the work from an answer.
+    /// What kept the work from an answer, or from being prepared.
     pub(super) async fn ask(
         &self,
         judge: &Judge,
         question: &[u8],
         key: &Key,
         patience: Option<Duration>,
-        work: impl FnOnce() -> Work,
+        work: impl Future<Output = Result<Work, Fault>>,
     ) -> Result<Answer, Fault> {
         let id = (judge.kind(), Digest::sha256(question));
-        let Some((mut answer, is_slow)) = self.begin(id, judge, work) else {
+        let known = lock(&self.state).known(id, judge);
+        let begun = match known {
+            Some(known) => Some(known),
+            None => self.begin(id, judge, work.await?),
+        };
+        let Some((mut answer, is_slow)) = begun else {
             let reason = format!("{} has {MOST} questions to answer before", judge.name());
             return Ok(now(judge.waits(reason)));
         };
@@ -263,20 +285,11 @@ impl Questions {
         self.take(id, judge, key, came)
     }
 
-    /// The question, asked now unless it is open or answered already, and whether its gate is slow.
-    fn begin(
-        &self,
-        id: QuestionId,
-        judge: &Judge,
-        work: impl FnOnce() -> Work,
-    ) -> Option<(watch::Receiver<Option<Came>>, bool)> {
+    /// The question, asked now unless another job has asked it meanwhile.
+    fn begin(&self, id: QuestionId, judge: &Judge, work: Work) -> Option<Begun> {
         let mut state = lock(&self.state);
-        let is_slow = state.is_slow(judge);
-        if let Some(known) = state.questions.get(&id)
-            && known.judge == *judge
-            && !known.is_over()
-        {
-            return Some((known.answer.clone(), is_slow));
+        if let Some(known) = state.known(id, judge) {
+            return Some(known);
         }
         if state.questions.len() >= MOST {
             state.questions.retain(|_, question| !question.is_over());
@@ -292,7 +305,7 @@ impl Questions {
             judge: judge.clone(),
             id,
         };
-        let task = tokio::spawn(asking.run(work(), turns, sender)).abort_handle();
+        let task = tokio::spawn(asking.run(work, turns, sender)).abort_handle();
         let question = Question {
             judge: judge.clone(),
             asked: Instant::now(),
@@ -300,6 +313,7 @@ impl Questions {
             wakes: BTreeSet::new(),
             task,
         };
+        let is_slow = state.is_slow(judge);
         state.questions.insert(id, question);
         Some((answer, is_slow))
     }
@@ -348,6 +362,13 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
 }
 
 impl State {
+    /// A question that is open or answered.
+    fn known(&self, id: QuestionId, judge: &Judge) -> Option<Begun> {
+        let known = self.questions.get(&id);
+        let known = known.filter(|known| known.judge == *judge && !known.is_over())?;
+        Some((known.answer.clone(), self.is_slow(judge)))
+    }
+
     fn is_slow(&self, judge: &Judge) -> bool {
         let mut open = self.questions.values();
         open.any(|question| {
@@ -358,13 +379,14 @@ impl State {
     }
 
     fn turns_of(&mut self, judge: &Judge) -> Arc<Semaphore> {
+        let asked = judge.turns();
         self.turns.retain(|(_, turns)| turns.strong_count() > 0);
-        let known = self.turns.iter().find(|(of, _)| of == judge);
+        let known = self.turns.iter().find(|(of, _)| *of == asked);
         if let Some(turns) = known.and_then(|(_, turns)| turns.upgrade()) {
             return turns;
         }
         let turns = Arc::new(Semaphore::new(AT_ONCE));
-        self.turns.push((judge.clone(), Arc::downgrade(&turns)));
+        self.turns.push((asked, Arc::downgrade(&turns)));
         turns
     }
 }
@@ -459,7 +481,7 @@ mod tests {
         let count = Arc::default();
         let ask = async |tag: &str| {
             let key = key(tag);
-            let work = || reading(&count, Ok(()));
+            let work = async { Ok(reading(&count, Ok(()))) };
             let judge = judge();
             let asked = questions.ask(&judge, b"image", &key, PATIENCE, work);
             asked.await.unwrap().judgement.is_pass()
@@ -478,7 +500,7 @@ mod tests {
         let questions = Questions::default();
         let count = Arc::default();
         let ask = async || {
-            let work = || reading(&count, Err(Fault::retryable("no answer")));
+            let work = async { Ok(reading(&count, Err(Fault::retryable("no answer")))) };
             let (key, judge) = (key("v1"), judge());
             questions.ask(&judge, b"image", &key, PATIENCE, work).await
         };
@@ -488,13 +510,44 @@ mod tests {
         assert_eq!(count.load(Ordering::Relaxed), 1);
     }
 
+    /// Each image was a gate of its own: a thousand were read at once, and none came to its end in
+    /// time.
+    #[tokio::test(start_paused = true)]
+    async fn a_scanner_is_asked_about_a_few_images_at_once() {
+        let questions = Questions::default();
+        let running = Arc::new(AtomicUsize::new(0));
+        for number in 0..20 {
+            let Judge::Scan { gate, registry, .. } = judge() else {
+                unreachable!("it is a scan")
+            };
+            let name = format!("v{number}");
+            let image = Digest::sha256(name.as_bytes());
+            let judge = Judge::Scan {
+                gate,
+                registry,
+                image,
+            };
+            let running = running.clone();
+            let reading = async move {
+                running.fetch_add(1, Ordering::Relaxed);
+                std::future::pending().await
+            };
+            let work = async { Ok(reading.boxed()) };
+            let (key, patience) = (key(&name), Some(Duration::ZERO));
+            let asked = questions.ask(&judge, name.as_bytes(), &key, patience, work);
+            assert!(!asked.await.unwrap().judgement.is_pass());
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(running.load(Ordering::Relaxed), AT_ONCE);
+    }
+
     #[tokio::test(start_paused = true)]
     async fn an_answer_ends_no_question_that_was_asked_since() {
         let questions = Questions::default();
         let count = Arc::default();
         let id = (GateKind::Scan, Digest::sha256(b"image"));
         questions
-            .begin(id, &judge(), || reading(&count, Ok(())))
+            .begin(id, &judge(), reading(&count, Ok(())))
             .unwrap();
         let before = Came {
             result: Ok(Judgement::pass(

@@ -105,7 +105,6 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         gate: &Scan,
         digest: Digest,
     ) -> Result<Answer, Fault> {
-        let images = self.platforms(digest).await?;
         let judge = Judge::Scan {
             gate: Box::new(gate.clone()),
             registry: repository.registry().into(),
@@ -113,9 +112,10 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         };
         let id = repository.id();
         let question = format!("{} {} {digest}", id.origin, id.repository);
-        let work = || {
+        let work = async {
+            let images = self.platforms(digest).await?;
             let reader = FindingsReader {
-                access: Access::of(self.engine, repository.origin()),
+                access: Access::of(self.engine, repository.origin(), self.ticket.rank()),
                 repository: repository.clone(),
                 stop: self.stop.clone(),
                 gate: gate.clone(),
@@ -124,7 +124,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
                 images,
                 is_recorded: self.records_scans(),
             };
-            reader.judge().boxed()
+            Ok(reader.judge().boxed())
         };
         // A dry run says what is waited for.
         let hold = self.engine.settings.retry.hold;

@@ -116,19 +116,41 @@ async fn findings_that_do_not_come_hold_up_no_other_tag() {
     named("v1", &slow).await;
 }
 
-/// SIGTERM waited for the findings as long as for a transfer.
-#[tokio::test]
-async fn findings_that_do_not_come_hold_up_no_end() {
+async fn scanned_daemon() -> (Ecr, Ferry, Daemon) {
     let ecr = demo().await;
     let route = json!({"gates": {"scan": gate(json!({}))}});
     let config = one_account(&ecr, route).daemon("grace", json!("10m"));
     let ferry = with_identity(Ferry::new(&config), &ecr);
-    let mut daemon = ferry.start_ready().await;
+    let daemon = ferry.start_ready().await;
+    (ecr, ferry, daemon)
+}
+
+/// SIGTERM waited for the findings as long as for a transfer.
+#[tokio::test]
+async fn findings_that_do_not_come_hold_up_no_end() {
+    let (ecr, ferry, mut daemon) = scanned_daemon().await;
     let image = Image::oci(1, &[1000]);
     ecr.client().push("staging-demo-app", "v1", &image).await;
     let held = Gate::closed();
     ecr.ways(|ways| ways.holds = Some((FINDINGS, held.clone())));
     // A request that waits stays for the answer.
+    let mut sync = ferry.spawn_command(&["sync", "--tag", "v1"]);
+    held.arrived(1).await;
+    daemon.signal("TERM").await;
+    assert_eq!(daemon.ended().await, 0);
+    assert_ne!(end_of(&mut sync).await, 0);
+}
+
+/// The same of the documents that say which platforms are to be scanned.
+#[tokio::test]
+async fn platforms_that_do_not_come_hold_up_no_end() {
+    let (ecr, ferry, mut daemon) = scanned_daemon().await;
+    let inner = Image::index(&[Image::oci(1, &[1000])]);
+    let image = Image::index(std::slice::from_ref(&inner));
+    ecr.client().push("staging-demo-app", "v1", &image).await;
+    let held = Gate::closed();
+    let of_inner = Rule::on(&[Kind::ManifestGet]).path(inner.digest());
+    ecr.registry().rule(of_inner.act(Act::Hold(held.clone())));
     let mut sync = ferry.spawn_command(&["sync", "--tag", "v1"]);
     held.arrived(1).await;
     daemon.signal("TERM").await;
