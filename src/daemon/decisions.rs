@@ -286,9 +286,15 @@ fn scope(topology: &Topology, resolved: &Resolved) -> Scope {
             .tag()
             .filter(|_| resolved.routes.iter().all(keeps_names)),
     };
+    let routes = resolved.routes.iter();
+    // What is about a backup tag is about the moving tag that waits for it.
+    let backed_up = routes.filter_map(|name| {
+        let route = topology.route(name)?;
+        route.backed_up(tag?, route.to.first()?.naming())
+    });
     Scope {
         routes: resolved.routes.iter().map(ToString::to_string).collect(),
-        tags: tag.cloned().into_iter().collect(),
+        tags: tag.cloned().into_iter().chain(backed_up).collect(),
         ..Scope::default()
     }
 }

@@ -29,7 +29,7 @@ pub use self::in_force::{Block, Candidate, InForce, Numbered, Revision, Verdict,
 pub use self::right::{NamePattern, Principal, Right, Rights};
 pub use self::set::{SetMove, SetName, Torn};
 pub use self::target::{Destination, NotATarget, Target};
-pub use self::until::{NotAnEnd, until};
+pub use self::until::{NotAnEnd, after, until};
 use crate::job::{Actor, GateKind};
 use crate::oci::{Digest, RepositoryName, Tag};
 

@@ -1,6 +1,6 @@
 //! When a decision ends: a time, or a duration from now.
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::{RoundMode, SignedDuration, Timestamp, TimestampRound, Unit};
 
 use crate::fault::clip;
 
@@ -33,7 +33,18 @@ fn end(text: &str, now: Timestamp) -> Option<Timestamp> {
         return Some(end);
     }
     let duration: SignedDuration = text.parse().ok()?;
-    now.checked_add(duration).ok()
+    match duration.is_positive() {
+        true => after(duration, now),
+        false => now.checked_add(duration).ok(),
+    }
+}
+
+/// The end of a duration that begins now: the next whole second, as people read and repeat it.
+pub fn after(duration: SignedDuration, now: Timestamp) -> Option<Timestamp> {
+    let to_second = TimestampRound::new()
+        .smallest(Unit::Second)
+        .mode(RoundMode::Ceil);
+    now.checked_add(duration).ok()?.round(to_second).ok()
 }
 
 #[cfg(test)]
@@ -52,6 +63,9 @@ mod tests {
         ] {
             assert_eq!(until(text, now), Ok(at(expected)), "{text}");
         }
+        let later = at("2026-12-04T12:00:00.123456789Z");
+        assert_eq!(until("48h", later), Ok(at("2026-12-06T12:00:01Z")));
+        assert!(until("0s", later).is_err());
         for text in ["2026-12-04T12:00:00Z", "2020-01-01T00:00:00Z", "-1h", "0s"] {
             assert!(matches!(until(text, now), Err(NotAnEnd::Past(_))), "{text}");
         }

@@ -83,9 +83,14 @@ impl Route {
 
     /// Whether a tag of a destination is the backup of a moving tag there.
     pub fn is_backup(&self, tag: &Tag, naming: &Naming) -> bool {
-        let backed_up = self.backup.as_ref().and_then(|backup| backup.original(tag));
-        let original = backed_up.and_then(|there| naming.original(&there));
-        original.is_some_and(|tag| self.selection.is_moving(&tag))
+        self.backed_up(tag, naming).is_some()
+    }
+
+    /// The moving tag, by its name at the source, whose backup this tag of a destination is.
+    pub fn backed_up(&self, tag: &Tag, naming: &Naming) -> Option<Tag> {
+        let there = self.backup.as_ref()?.original(tag)?;
+        let original = naming.original(&there)?;
+        self.selection.is_moving(&original).then_some(original)
     }
 
     /// What is judged before a tag moves: gates, and the rules of tags that are judged like gates.

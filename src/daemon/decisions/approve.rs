@@ -9,7 +9,7 @@ use crate::admin::{DecisionAnswer, DecisionRequest, Refusal};
 use crate::clock;
 use crate::commands::OneTag;
 use crate::commands::resolve::Resolved;
-use crate::decision::{Decision, Kind};
+use crate::decision::{Decision, Kind, after};
 use crate::job::{Actor, GateKind};
 use crate::look::topology::Topology;
 
@@ -62,9 +62,7 @@ fn until(request: &DecisionRequest) -> Result<Option<Timestamp>, Refusal> {
     if request.despite.is_empty() {
         return Ok(end);
     }
-    let latest = clock::now()
-        .saturating_add(LONGEST)
-        .unwrap_or(Timestamp::MAX);
+    let latest = after(LONGEST, clock::now()).unwrap_or(Timestamp::MAX);
     match end {
         Some(end) if end > latest => {
             let text = "`until`: gates are passed for 24 hours at most";

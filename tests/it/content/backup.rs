@@ -280,6 +280,22 @@ async fn a_hold_of_the_backup_holds_its_tag() {
 }
 
 /// The config cannot tell what an expression matches; a look sees it.
+/// The release woke the backup tag alone, which staging does not have: its tag moved at a poll.
+#[tokio::test]
+async fn the_release_of_a_backup_moves_its_tag_at_once() {
+    let scene = super::scene(rules());
+    push_and_sync(&scene, 1, 0).await;
+    let _daemon = scene.ferry.start_ready().await;
+    let place = "production/app:latest.previous";
+    scene.run(&["hold", place]).await.expect(0);
+    scene.staging.push("app", "latest", &image(2));
+    scene.ferry.sync(&["--tag", "latest"]).await.expect(4);
+    assert_eq!(there(&scene), [Some(1), None]);
+    scene.run(&["release", place]).await.expect(0);
+    scene.named("latest", &image(2)).await;
+    assert_eq!(there(&scene), [Some(2), Some(1)]);
+}
+
 #[tokio::test]
 async fn a_tag_of_staging_never_takes_the_name_of_a_backup() {
     let tags = json!({"include": ["*"], "moving": "/^latest$/"});

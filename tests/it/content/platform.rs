@@ -4,7 +4,7 @@ use blobferry::endpoint::{OnlyPlatform, RouteSource, Source as _};
 use blobferry::oci::{Digest, Target};
 use serde_json::{Value, json};
 
-use super::image;
+use super::{asked_beyond_comparison, image, polled};
 use crate::decisions::reasons;
 use crate::support::scripted::Answer;
 use crate::support::*;
@@ -150,6 +150,28 @@ async fn what_is_not_for_the_platform_is_refused_in_words() {
     stage.push().push("app", "single", &image(2)).await;
     stage.sync().await.expect(0);
     stage.there().assert_holds("app", "single", &image(2)).await;
+}
+
+#[tokio::test]
+async fn what_a_platform_refuses_costs_a_poll_its_comparison() {
+    let scene = super::scene(only("linux/s390x"));
+    let (both, _) = index(1);
+    scene.staging.push("app", "both", &both);
+    scene.staging.push("app", "single", &image(2));
+    let config = Config::new()
+        .registry("staging", &scene.staging.url())
+        .registry("production", &scene.production.url())
+        .daemon("poll", json!("200ms"))
+        .route("app", only("linux/s390x"));
+    scene.ferry.write_config(&config);
+    let daemon = scene.ferry.start_ready().await;
+    let refused = [("state", "refused")];
+    let count = daemon.metric("blobferry_tags", &refused).await;
+    assert_eq!(count, Some(2.0));
+    polled(&scene.staging, 4).await;
+    for registry in [&scene.staging, &scene.production] {
+        assert_eq!(asked_beyond_comparison(registry), [""; 0]);
+    }
 }
 
 #[tokio::test]
