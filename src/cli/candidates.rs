@@ -13,6 +13,7 @@ use tokio::time::timeout;
 use super::socket::Socket;
 use super::{Arguments, environment, load};
 use crate::config::{RegistryKind, state_path};
+use crate::endpoint::Origin;
 use crate::ledger::{Ledger, TagsQuery};
 use crate::oci::Reference;
 
@@ -348,7 +349,7 @@ fn registry(status: &Value) -> Option<Named> {
     let url = text(status, "url")?;
     Some(Named {
         name: text(status, "name")?,
-        host: url.split_once("://")?.1.to_owned(),
+        host: Origin::new(&url).host()?.to_owned(),
     })
 }
 
@@ -376,10 +377,10 @@ async fn by_ledger(line: &Line, config: &Path, state: &Path) -> Option<Known> {
         let RegistryKind::Remote(settings) = &registry.kind else {
             return None;
         };
-        let origin = settings.url.origin().ascii_serialization();
+        let origin = Origin::new(&settings.url.origin().ascii_serialization());
         Some(Named {
             name: registry.name.clone(),
-            host: origin.split_once("://")?.1.to_owned(),
+            host: origin.host()?.to_owned(),
         })
     });
     let mut known = Known {

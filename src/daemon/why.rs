@@ -14,7 +14,7 @@ use crate::admin::{KnownTag, Refusal, TagQuery, TagView, TagsHandler};
 use crate::backend::Repository;
 use crate::commands::{leads_to, named_by};
 use crate::decision::{Numbered, Target};
-use crate::endpoint::{Repositories as _, RouteSource, Source};
+use crate::endpoint::{Origin, Repositories as _, RouteSource, Source};
 use crate::fault::{Fault, shown};
 use crate::job::{Actor, Cause, GateKind, Key, Outcome, Report, Settled, TagId};
 use crate::ledger::{Ledger, Query, Row};
@@ -89,7 +89,7 @@ impl Question {
     async fn tags(&self, query: &TagQuery) -> Result<Vec<SourceTag>, Fault> {
         let mut tags = Vec::new();
         for (registry, backend) in &self.topology.backends {
-            for repository in readings(&query.repository, registry, backend.origin().as_str()) {
+            for repository in readings(&query.repository, registry, backend.origin()) {
                 if let Some(route) = self.topology.routes.of(registry, &repository) {
                     tags.push(SourceTag {
                         route: route.name.clone(),
@@ -347,8 +347,8 @@ impl Question {
 
 /// The repositories of a registry that a text may name: all of it, or what follows the registry's
 /// name or host.
-fn readings(text: &str, registry: &str, origin: &str) -> Vec<RepositoryName> {
-    let host = origin.rsplit_once("://").map_or(origin, |(_, host)| host);
+fn readings(text: &str, registry: &str, origin: &Origin) -> Vec<RepositoryName> {
+    let host = origin.host().unwrap_or(origin.as_str());
     let after = |first: &str| text.strip_prefix(first)?.strip_prefix('/');
     let mut readings: Vec<RepositoryName> = [Some(text), after(registry), after(host)]
         .into_iter()
@@ -367,7 +367,8 @@ mod tests {
     #[test]
     fn a_registry_may_stand_in_front_by_its_name_or_host() {
         let read = |text: &str| -> Vec<String> {
-            let readings = readings(text, "production", "http://127.0.0.1:5000");
+            let origin = Origin::new("http://127.0.0.1:5000");
+            let readings = readings(text, "production", &origin);
             readings.iter().map(ToString::to_string).collect()
         };
         assert_eq!(read("pay/api"), ["pay/api"]);

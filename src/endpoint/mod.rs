@@ -45,6 +45,11 @@ impl Origin {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// The host of a registry, with its port. `None`: it is a folder.
+    pub fn host(&self) -> Option<&str> {
+        self.0.split_once("://").map(|(_, host)| host)
+    }
 }
 
 impl fmt::Display for Origin {
