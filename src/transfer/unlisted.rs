@@ -1,4 +1,4 @@
-//! Tags that a destination answers for although its list lacks them.
+//! Tags that a destination answers for although its list, which may lag, lacks them.
 //!
 //! A hint may be behind the deletion of a tag that a list lacks, so such a tag is asked about. Once
 //! it has answered, hints about it count as about any other, until a list shows it again. A list

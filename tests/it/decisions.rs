@@ -145,7 +145,11 @@ async fn a_decision_gives_up_on_a_frozen_daemon_and_says_how_to_look() {
     let approve = ["approve", "production/app:v1"];
     let (held, approved) = tokio::join!(scene.run(&["hold"]), scene.run(&approve));
     for run in [held.expect(1), approved.expect(1)] {
-        for said in ["may have been recorded", "`blobferry status`", "`blobferry history`"] {
+        for said in [
+            "may have been recorded",
+            "`blobferry status`",
+            "`blobferry history`",
+        ] {
             assert!(run.stderr.contains(said), "{said}: {}", run.stderr);
         }
     }

@@ -3,7 +3,7 @@
 use tokio::time::Instant;
 
 use super::DestinationLook;
-use crate::endpoint::{Destination, Repositories, Source};
+use crate::endpoint::{Destination, Repositories};
 use crate::job::TagState;
 use crate::oci::Tag;
 
@@ -27,8 +27,12 @@ impl<B: Repositories> DestinationLook<'_, B> {
         is_listed && (is_current || known.is_some_and(|known| known.digest.is_some()))
     }
 
-    /// Whether the tag has answered since production's list lacks it. A list that shows it ends that.
+    /// Whether the tag has answered since production's list, which may lag, lacks it. A list that
+    /// shows it ends that.
     pub(super) fn is_unlisted(&self, tag: &Tag, is_missing: bool) -> bool {
+        if self.side.repository.abilities().current_lists {
+            return false;
+        }
         let engine = &self.look.topology.engine;
         let place = self.place(tag);
         if self.list.is_some() && !is_missing {

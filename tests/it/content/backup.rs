@@ -171,7 +171,8 @@ async fn a_dry_run_knows_which_tags_the_registry_has_refused_to_move() {
         scene.production.on(move |asked| {
             match asked.kind == Kind::ManifestPut && asked.path.ends_with(kept) {
                 true => {
-                    let body = r#"{"errors":[{"code":"TAG_INVALID","message":"the tag is immutable"}]}"#;
+                    let body =
+                        r#"{"errors":[{"code":"TAG_INVALID","message":"the tag is immutable"}]}"#;
                     Answer::Reply(Reply::status(400).body("application/json", body))
                 }
                 false => Answer::Pass,

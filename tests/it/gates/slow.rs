@@ -149,8 +149,7 @@ async fn platforms_that_do_not_come_hold_up_no_end() {
     let image = Image::index(std::slice::from_ref(&inner));
     ecr.client().push("staging-demo-app", "v1", &image).await;
     let held = Gate::closed();
-    let of_inner = Rule::on(&[Kind::ManifestGet]).path(inner.digest());
-    ecr.registry().rule(of_inner.act(Act::Hold(held.clone())));
+    ecr.ways(|ways| ways.holds_manifest = Some((inner.digest().into(), held.clone())));
     let mut sync = ferry.spawn_command(&["sync", "--tag", "v1"]);
     held.arrived(1).await;
     daemon.signal("TERM").await;

@@ -86,6 +86,8 @@ pub struct Ways {
     pub opens_roles: bool,
     /// Calls of this action of the control plane wait at the gate, and are never acted on.
     pub holds: Option<(&'static str, Gate)>,
+    /// This manifest waits at the gate when it is asked for by its digest.
+    pub holds_manifest: Option<(String, Gate)>,
 }
 
 /// One act on either plane.
