@@ -309,16 +309,8 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         if let Some(wait) = self.waits_for_set(facts, None).await? {
             return Ok(Completion::waits_for_set(facts, wait));
         }
-        if let Some(without_backup) = self.planned_backup(facts).await? {
-            return Ok(without_backup);
-        }
-        let place = &self.job.key.destination;
-        let kept = facts.destination;
-        let kept = kept.filter(|_| self.engine.immutable.keeps(place, kept));
-        Ok(match kept {
-            Some(production) => Completion::immutable(facts, production),
-            None => Completion::planned(facts),
-        })
+        let without_backup = self.planned_backup(facts).await?;
+        Ok(without_backup.unwrap_or_else(|| Completion::planned(facts)))
     }
 
     /// Says of which index the promoted manifest is a part.
