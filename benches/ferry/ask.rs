@@ -9,12 +9,16 @@ use crate::tools::Tool;
 use crate::watching::Watching;
 
 /// How to use it.
-pub const USAGE: &str = "cargo bench --bench ferry [-- [--quick] [--runs N] [--tools A,B] [--scratch DIR] [--out FILE] [SCENARIO…]]";
+pub const USAGE: &str = "cargo bench --bench ferry [-- [--quick] [--large] [--runs N] [--tools A,B] [--beside PATH] [--scratch DIR] [--out FILE] [SCENARIO…]]";
 
 /// The command line, understood.
 pub struct Ask {
     /// Small sizes.
     pub quick: bool,
+    /// `fleet` with ten times as many repositories.
+    pub large: bool,
+    /// Another build of the program, for `fleet` to compare with.
+    pub beside: Option<PathBuf>,
     /// Runs of each tool that count.
     pub runs: usize,
     /// The tools that take part.
@@ -38,6 +42,8 @@ impl Ask {
     /// What is wrong with them.
     pub fn parse(arguments: impl Iterator<Item = String>) -> Result<Ask, String> {
         let (mut quick, mut runs, mut tools) = (false, None, Tool::all());
+        let mut large = false;
+        let mut beside = None;
         let (mut scratch, mut out, mut scenarios) = (Scratch { asked: None }, None, Vec::new());
         let mut watching = Vec::new();
         let mut events = Vec::new();
@@ -46,6 +52,8 @@ impl Ask {
             let mut value = || arguments.next().ok_or(format!("{argument} needs a value"));
             match argument.as_str() {
                 "--quick" => quick = true,
+                "--large" => large = true,
+                "--beside" => beside = Some(value()?.into()),
                 "--runs" => runs = Some(number(&value()?)?),
                 "--tools" => tools = chosen(tools, &value()?)?,
                 "--scratch" => scratch.asked = Some(folder(value()?)?),
@@ -68,6 +76,8 @@ impl Ask {
         let runs = runs.unwrap_or(if quick { 1 } else { 3 });
         Ok(Ask {
             quick,
+            large,
+            beside,
             runs,
             tools,
             scratch,

@@ -1,17 +1,18 @@
-//! A registry that costs next to nothing: a thread for each connection, layers that are made up
-//! while they are sent, uploads that are read and forgotten. What a copy between two of them takes
-//! is the tool's own time and the kernel's.
+//! A registry that costs next to nothing: layers that are made up while they are sent, uploads that
+//! are read and forgotten. What a copy between two of them takes is the tool's own time and the
+//! kernel's.
 
 use std::collections::BTreeMap;
-use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::io::Write as _;
+use std::net::{SocketAddr, TcpStream};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
 
 use sha2::{Digest as _, Sha256};
 
+use crate::served;
+use crate::served::{Head, MANIFEST, descriptor, digest_of, reply};
+
 const MIB: usize = 1024 * 1024;
-const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &[u8] =
     br#"{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[]}}"#;
 
@@ -105,14 +106,6 @@ fn digest_of_layer(noise: &[u8], mebibytes: usize, number: u64) -> String {
     format!("sha256:{}", hex::encode(hasher.finalize()))
 }
 
-fn digest_of(bytes: &[u8]) -> String {
-    format!("sha256:{}", hex::encode(Sha256::digest(bytes)))
-}
-
-fn descriptor(media_type: &str, digest: &str, size: usize) -> String {
-    format!(r#"{{"mediaType":"{media_type}","digest":"{digest}","size":{size}}}"#)
-}
-
 /// A registry with one repository, `app`. It serves until the process ends.
 pub struct Cheap {
     address: SocketAddr,
@@ -137,21 +130,14 @@ impl Cheap {
     }
 
     fn start(content: &Arc<Content>, tagged: Option<String>) -> Cheap {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a loopback port");
-        let address = listener
-            .local_addr()
-            .expect("a bound socket has an address");
         let shared = Arc::new(Shared {
             content: content.clone(),
             tagged: Mutex::new(tagged),
         });
         let serving = shared.clone();
-        thread::spawn(move || {
-            for connection in listener.incoming().flatten() {
-                let shared = serving.clone();
-                // A client that goes away ends its connection.
-                thread::spawn(move || shared.serve(connection).unwrap_or_default());
-            }
+        let address = served::start(move |head, to| {
+            head.pass_body_over(to)?;
+            serving.answer(&head, to)
         });
         Cheap { address, shared }
     }
@@ -177,75 +163,9 @@ impl Cheap {
     }
 }
 
-/// The head of a request.
-struct Head {
-    method: String,
-    path: String,
-    length: usize,
-    /// The first and the last byte that are asked for.
-    range: Option<(usize, usize)>,
-    /// What came of the body with it.
-    rest: Vec<u8>,
-}
-
-impl Head {
-    fn read(connection: &mut TcpStream) -> std::io::Result<Option<Head>> {
-        let mut bytes = Vec::new();
-        let mut part = [0; 16 * 1024];
-        let end = loop {
-            if let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") {
-                break end + 4;
-            }
-            match connection.read(&mut part)? {
-                0 => return Ok(None),
-                count => bytes.extend_from_slice(&part[..count]),
-            }
-        };
-        let rest = bytes.split_off(end);
-        let text = String::from_utf8_lossy(&bytes).into_owned();
-        let mut words = text.split(' ');
-        let method = words.next().unwrap_or_default().to_owned();
-        let path = words.next().unwrap_or_default().to_owned();
-        let header = |wanted: &str| {
-            let mut headers = text.lines().filter_map(|line| line.split_once(':'));
-            let (_, value) = headers.find(|(name, _)| name.eq_ignore_ascii_case(wanted))?;
-            Some(value.trim())
-        };
-        let length = header("content-length").and_then(|length| length.parse().ok());
-        let range = header("range").and_then(|range| {
-            let (first, last) = range.strip_prefix("bytes=")?.split_once('-')?;
-            Some((first.parse().ok()?, last.parse().ok()?))
-        });
-        Ok(Some(Head {
-            method,
-            path,
-            length: length.unwrap_or(0),
-            range,
-            rest,
-        }))
-    }
-}
-
 impl Shared {
     fn tagged(&self) -> std::sync::MutexGuard<'_, Option<String>> {
         self.tagged.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn serve(&self, mut connection: TcpStream) -> std::io::Result<()> {
-        connection.set_nodelay(true)?;
-        let mut sink = vec![0; 256 * 1024];
-        while let Some(head) = Head::read(&mut connection)? {
-            let mut left = head.length - head.rest.len();
-            while left > 0 {
-                let wanted = left.min(sink.len());
-                match connection.read(&mut sink[..wanted])? {
-                    0 => return Ok(()),
-                    count => left -= count,
-                }
-            }
-            self.answer(&head, &mut connection)?;
-        }
-        Ok(())
     }
 
     fn answer(&self, head: &Head, to: &mut TcpStream) -> std::io::Result<()> {
@@ -310,22 +230,4 @@ impl Shared {
             method => reply(to, "404 Not Found", &[], b"{}", method == "HEAD"),
         }
     }
-}
-
-fn reply(
-    to: &mut TcpStream,
-    status: &str,
-    headers: &[(&str, &str)],
-    body: &[u8],
-    is_head: bool,
-) -> std::io::Result<()> {
-    let mut answer = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\n", body.len());
-    for (name, value) in headers {
-        answer += &format!("{name}: {value}\r\n");
-    }
-    let mut answer = (answer + "\r\n").into_bytes();
-    if !is_head {
-        answer.extend_from_slice(body);
-    }
-    to.write_all(&answer)
 }

@@ -1,14 +1,16 @@
 //! The end-to-end bench: blobferry and the peers that are installed, between real registries.
 //!
-//! `cargo bench --bench ferry [-- [--quick] [--runs N] [--tools A,B] [--scratch DIR] [--out FILE]
-//! [SCENARIO…]]`. Every pass ends with a comparison of all digests. On loopback a first run goes
+//! `cargo bench --bench ferry [-- [--quick] [--large] [--runs N] [--tools A,B] [--beside PATH]
+//! [--scratch DIR] [--out FILE] [SCENARIO…]]`. Every pass ends with a comparison of all digests. On loopback a first run goes
 //! through links that only count and is not timed; the timed ones go without the links, which would
 //! take part of the machine.
 
 mod ahead;
 mod ask;
 mod cheap;
+mod daemon;
 mod events;
+mod fleet;
 mod http;
 mod limits;
 mod link;
@@ -18,6 +20,7 @@ mod registry;
 mod report;
 mod scenario;
 mod scratch;
+mod served;
 mod stage;
 mod table;
 mod threads;
@@ -121,7 +124,7 @@ async fn measure(ask: &Ask, program: &Program) -> Result<bool, String> {
         bench.run(&mut report, &mut tally).await?;
     }
     for watching in &ask.watching {
-        report.say(&watched(*watching, ask.quick, &mut tally).await)?;
+        report.say(&watched(*watching, ask, &mut tally).await)?;
     }
     for events in &ask.events {
         report.say(&told(*events, ask, program, &mut tally).await?)?;
@@ -131,10 +134,10 @@ async fn measure(ask: &Ask, program: &Program) -> Result<bool, String> {
 }
 
 /// Runs a scenario of a daemon that watches; what came of it.
-async fn watched(watching: Watching, quick: bool, tally: &mut Tally) -> String {
-    let (figures, limits) = watching.measure(quick).await;
+async fn watched(watching: Watching, ask: &Ask, tally: &mut Tally) -> String {
+    let (figures, limits) = watching.measure(ask).await;
     tally.add(watching.name(), &limits);
-    paragraph(&watching.title(quick), &figures, &limits)
+    paragraph(&watching.title(ask), &figures, &limits)
 }
 
 /// Measures push events; what came of it.

@@ -11,6 +11,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep};
 
 use crate::ahead;
+use crate::ask::Ask;
+use crate::fleet;
 use crate::limits::Limit;
 use crate::support::scripted::{Answer, Settings};
 use crate::support::{Config, Daemon, Ferry, Image, Kind, Reply, Scripted};
@@ -38,15 +40,18 @@ pub enum Watching {
     Threads,
     /// One large layer from far away, over one connection and over several.
     Ahead,
+    /// Many repositories with many small images.
+    Fleet,
 }
 
 impl Watching {
     /// All of them, in the order of the report.
-    pub const ALL: [Watching; 4] = [
+    pub const ALL: [Watching; 5] = [
         Watching::Hotfix,
         Watching::Wildcards,
         Watching::Threads,
         Watching::Ahead,
+        Watching::Fleet,
     ];
 
     /// The word on the command line.
@@ -56,11 +61,13 @@ impl Watching {
             Watching::Wildcards => "wildcards",
             Watching::Threads => "threads",
             Watching::Ahead => "ahead",
+            Watching::Fleet => "fleet",
         }
     }
 
     /// The heading of its figures.
-    pub fn title(self, quick: bool) -> String {
+    pub fn title(self, ask: &Ask) -> String {
+        let quick = ask.quick;
         match self {
             Watching::Hotfix => format!(
                 "A tag by name beside a backfill of {} tags, each upload at 100 kB/s",
@@ -79,16 +86,18 @@ impl Watching {
                 "One layer of {} MiB over 80 ms, 25 MB/s a connection and 100 MB/s together",
                 ahead::mebibytes(quick)
             ),
+            Watching::Fleet => fleet::title(ask),
         }
     }
 
     /// What was measured, with the limits.
-    pub async fn measure(self, quick: bool) -> (String, Vec<Limit>) {
+    pub async fn measure(self, ask: &Ask) -> (String, Vec<Limit>) {
         match self {
-            Watching::Hotfix => hotfix(quick).await,
-            Watching::Wildcards => wildcards(quick).await,
-            Watching::Threads => threads::measure(quick).await,
-            Watching::Ahead => ahead::measure(quick).await,
+            Watching::Hotfix => hotfix(ask.quick).await,
+            Watching::Wildcards => wildcards(ask.quick).await,
+            Watching::Threads => threads::measure(ask.quick).await,
+            Watching::Ahead => ahead::measure(ask.quick).await,
+            Watching::Fleet => fleet::measure(ask).await,
         }
     }
 }

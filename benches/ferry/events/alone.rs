@@ -3,7 +3,7 @@
 use reqwest::header::{ACCEPT, CONTENT_TYPE, LOCATION};
 use reqwest::{Response, StatusCode};
 
-use super::daemon;
+use crate::daemon::client;
 use crate::image::Image;
 
 /// The repository that is copied so, on both sides.
@@ -23,7 +23,7 @@ impl Alone {
         Alone {
             source: base(source),
             destination: base(destination),
-            http: daemon::client(),
+            http: client(),
         }
     }
 

@@ -1,16 +1,13 @@
 //! A daemon that takes push events.
 
-use std::net::TcpListener;
-use std::process::Stdio;
+use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
-use tokio::process::{Child, Command};
 
 use super::queue::Moto;
-use crate::machine;
-use crate::process::peak;
+use crate::daemon;
 
 /// Repositories, each with a route.
 pub const REPOSITORIES: usize = 20;
@@ -18,13 +15,7 @@ pub const REPOSITORIES: usize = 20;
 pub const SECRET: &str = "a-long-random-word";
 
 /// A running daemon; killed when dropped.
-pub struct Daemon {
-    child: Child,
-    pid: u32,
-    base: String,
-    http: reqwest::Client,
-    _home: TempDir,
-}
+pub struct Daemon(daemon::Daemon);
 
 /// The repository of the push with this number.
 pub fn repository(number: usize) -> String {
@@ -42,58 +33,20 @@ impl Daemon {
         queue: Option<&Moto>,
     ) -> Result<Daemon, String> {
         let home = TempDir::with_prefix("blobferry-bench-").map_err(|error| error.to_string())?;
-        let path = |name: &str| home.path().join(name);
-        let address = TcpListener::bind("127.0.0.1:0")
-            .and_then(|free| free.local_addr())
-            .map_err(|error| error.to_string())?;
+        let secret = home.path().join("secret");
+        std::fs::write(&secret, SECRET).map_err(|error| error.to_string())?;
         let mut config = config(source, destination);
-        config["daemon"] =
-            json!({"listen": address.to_string(), "state": path("state"), "poll": "off"});
-        config["receivers"]["pushes"]["secret_file"] = json!(path("secret"));
-        let mut command = Command::new(env!("CARGO_BIN_EXE_blobferry"));
-        command.env_clear().env("HOME", home.path());
+        config["receivers"]["pushes"]["secret_file"] = json!(secret);
+        let mut variables = Vec::new();
         if let Some(moto) = queue {
             config["queues"] = json!({"pushes": {"sqs": moto.queue("pushes"), "registry": "staging",
                 "region": "eu-west-1"}});
-            command.envs(moto.identity());
+            variables.extend(moto.identity());
         }
-        for (name, text) in [
-            ("secret", SECRET.to_owned()),
-            ("config", config.to_string()),
-        ] {
-            std::fs::write(path(name), text).map_err(|error| error.to_string())?;
-        }
-        let child = command
-            .args(["-q", "run", "-c"])
-            .arg(path("config"))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .kill_on_drop(true)
-            .spawn()
-            .map_err(|error| error.to_string())?;
-        let daemon = Daemon {
-            pid: child.id().ok_or("the daemon has ended")?,
-            child,
-            base: format!("http://{address}"),
-            http: client(),
-            _home: home,
-        };
-        daemon.ready().await
-    }
-
-    async fn ready(mut self) -> Result<Daemon, String> {
-        for _ in 0..500 {
-            if let Ok(Some(status)) = self.child.try_wait() {
-                return Err(format!("the daemon ended with {status}"));
-            }
-            let asked = self.http.get(format!("{}/readyz", self.base)).send().await;
-            if asked.is_ok_and(|answer| answer.status().is_success()) {
-                return Ok(self);
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        Err("the daemon is not ready within 10 s".into())
+        let program = Path::new(env!("CARGO_BIN_EXE_blobferry"));
+        let mut daemon = daemon::Daemon::start(program, &["-q", "run"], home, config, variables)?;
+        daemon.ready(Duration::from_secs(10)).await?;
+        Ok(Daemon(daemon))
     }
 
     /// The status of a notification as distribution sends it.
@@ -105,8 +58,8 @@ impl Daemon {
             "mediaType": "application/vnd.oci.image.manifest.v1+json"});
         let body = json!({"events": [{"action": "push", "target": target}]});
         let request = self
-            .http
-            .post(format!("{}/v1/events/pushes", self.base))
+            .0
+            .post("/v1/events/pushes")
             .bearer_auth(secret)
             .body(body.to_string());
         let answer = request.send().await.map_err(|error| error.to_string())?;
@@ -117,7 +70,7 @@ impl Daemon {
 
     /// How many notifications it has counted with this result.
     pub async fn counted(&self, result: &str) -> f64 {
-        let asked = self.http.get(format!("{}/metrics", self.base)).send().await;
+        let asked = self.0.get("/metrics").send().await;
         let text = match asked {
             Ok(answer) => answer.text().await.unwrap_or_default(),
             Err(_) => String::new(),
@@ -129,19 +82,13 @@ impl Daemon {
 
     /// CPU seconds so far.
     pub fn cpu(&self) -> f64 {
-        machine::cpu_seconds(self.pid)
+        self.0.cpu()
     }
 
     /// Most resident bytes so far.
     pub fn memory(&self) -> u64 {
-        peak(self.pid)
+        self.0.memory()
     }
-}
-
-/// A client that keeps its connections.
-pub fn client() -> reqwest::Client {
-    let client = reqwest::Client::builder().no_proxy().build();
-    client.expect("a client without options")
 }
 
 fn config(source: &str, destination: &str) -> Value {
@@ -156,6 +103,7 @@ fn config(source: &str, destination: &str) -> Value {
         ("production".to_owned(), url(destination)),
     ]);
     json!({
+        "daemon": {"poll": "off"},
         "registries": registries,
         "receivers": {"pushes": {"kind": "distribution", "registry": "staging"}},
         "routes": (0..REPOSITORIES).map(route).collect::<Vec<_>>(),

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinHandle;
 
-use super::daemon::client;
+use crate::daemon::client;
 use crate::registry::find;
 
 /// The owner of moto's queues.
