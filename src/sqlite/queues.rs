@@ -1,14 +1,15 @@
 //! The two lines of requests of a store, and the async functions that serve them.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 
 use futures::future::join;
 use rusqlite::Connection;
 use tokio::runtime;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{mpsc, oneshot};
 
 use super::disk::{Disk, QueueKind};
 use super::task::{self, Work};
@@ -34,11 +35,15 @@ enum Request {
     Close,
 }
 
-/// How many writes have settled. Waiters are woken in the order of their arrival.
+/// How many writes have settled, and what waits for more.
 #[derive(Default)]
-struct Settled {
-    count: AtomicU64,
-    changed: Notify,
+struct Settled(Mutex<SettledState>);
+
+#[derive(Default)]
+struct SettledState {
+    count: u64,
+    /// By the count that each waits for, then in the order of arrival.
+    waiting: BTreeMap<u64, Vec<oneshot::Sender<()>>>,
 }
 
 /// The writer lives as long as this.
@@ -187,28 +192,47 @@ impl Queues {
 pub(super) struct Closed;
 
 impl Settled {
+    /// Waits until so many have settled. A settled group wakes only what waits for no more.
     async fn reached(&self, count: u64) {
-        loop {
-            // Created before the count is read: it hears of every change from here on.
-            let changed = self.changed.notified();
-            if self.count.load(Ordering::SeqCst) >= count {
-                return;
-            }
-            changed.await;
+        if let Some(reached) = self.wait_for(count) {
+            // The writer outlives what waits for it.
+            let _ = reached.await;
         }
     }
 
+    fn wait_for(&self, count: u64) -> Option<oneshot::Receiver<()>> {
+        let mut state = self.lock();
+        if state.count >= count {
+            return None;
+        }
+        let (wake, reached) = oneshot::channel();
+        state.waiting.entry(count).or_default().push(wake);
+        Some(reached)
+    }
+
     fn add(&self, count: u64) {
-        self.count.fetch_add(count, Ordering::SeqCst);
-        self.changed.notify_waiters();
+        let mut state = self.lock();
+        state.count = state.count.saturating_add(count);
+        let settled = state.count;
+        while let Some(first) = state.waiting.first_entry()
+            && *first.key() <= settled
+        {
+            for wake in first.remove() {
+                // What waited may be gone.
+                let _ = wake.send(());
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, SettledState> {
+        self.0.lock().expect("nothing panics while it counts")
     }
 }
 
 impl Drop for WriterGuard {
     /// When the writer has ended, everything is settled.
     fn drop(&mut self) {
-        self.0.count.store(u64::MAX, Ordering::SeqCst);
-        self.0.changed.notify_waiters();
+        self.0.add(u64::MAX);
     }
 }
 
@@ -250,5 +274,57 @@ impl Server {
             }
         });
         Some(tasks.collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+    use std::sync::atomic::AtomicUsize;
+    use std::task::{Context, Wake, Waker};
+
+    use super::*;
+
+    /// Counts how often it is woken.
+    #[derive(Default)]
+    struct Wakes(AtomicUsize);
+
+    impl Wake for Wakes {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    impl Wakes {
+        fn count(&self) -> usize {
+            self.0.load(Ordering::SeqCst)
+        }
+    }
+
+    #[test]
+    fn a_settled_group_wakes_what_waits_for_no_more() {
+        let settled = Settled::default();
+        let mut first = pin!(settled.reached(1));
+        let mut third = pin!(settled.reached(3));
+        let wakes = [Arc::<Wakes>::default(), Arc::default()];
+        let wakers = wakes.clone().map(Waker::from);
+        let [mut of_first, mut of_third] = wakers.each_ref().map(Context::from_waker);
+        assert!(first.as_mut().poll(&mut of_first).is_pending());
+        assert!(third.as_mut().poll(&mut of_third).is_pending());
+        settled.add(2);
+        assert_eq!(wakes.each_ref().map(|wakes| wakes.count()), [1, 0]);
+        assert!(first.as_mut().poll(&mut of_first).is_ready());
+        settled.add(1);
+        assert!(third.as_mut().poll(&mut of_third).is_ready());
+    }
+
+    #[test]
+    fn the_end_of_the_writer_wakes_all() {
+        let settled = Arc::<Settled>::default();
+        let mut ended = pin!(settled.reached(u64::MAX));
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(ended.as_mut().poll(&mut context).is_pending());
+        drop(WriterGuard(settled.clone()));
+        assert!(ended.as_mut().poll(&mut context).is_ready());
     }
 }

@@ -122,12 +122,25 @@ fn together(
     begin: &str,
 ) -> rusqlite::Result<Vec<rusqlite::Result<()>>> {
     run(connection, begin)?;
+    if let [only] = group {
+        return Ok(vec![whole(connection, only.as_mut())?]);
+    }
     let outcomes = group
         .iter_mut()
         .map(|task| alone(connection, task.as_mut()))
         .collect::<rusqlite::Result<_>>()?;
     run(connection, "COMMIT")?;
     Ok(outcomes)
+}
+
+/// Runs the only task of a transaction and ends that.
+fn whole(connection: &Connection, task: &mut dyn Work) -> rusqlite::Result<rusqlite::Result<()>> {
+    match task.act(connection) {
+        Ok(()) => run(connection, "COMMIT").map(Ok),
+        // A full disk, for one, has ended the transaction.
+        Err(error) if connection.is_autocommit() => Err(error),
+        Err(error) => run(connection, "ROLLBACK").map(|()| Err(error)),
+    }
 }
 
 /// Runs one task so that its failure takes back nothing but itself.
