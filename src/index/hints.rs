@@ -48,6 +48,19 @@ pub struct TagHint {
     pub seen: Timestamp,
 }
 
+/// An image that a tag names, with all its content.
+#[derive(Clone, Debug)]
+pub struct HeldImage {
+    /// Each with its length in bytes.
+    pub blobs: Vec<(Digest, u64)>,
+    /// All of it.
+    pub manifests: Vec<Digest>,
+    /// The tag.
+    pub tag: Tag,
+    /// What it names.
+    pub hint: TagHint,
+}
+
 /// Blobs.
 impl Index {
     /// What is known of a blob in a repository.
@@ -121,15 +134,7 @@ impl Index {
         committed: bool,
     ) {
         self.queue_in(repository, move |db, repository| {
-            let mut remember = db.prepare_cached(
-                "INSERT INTO blobs (digest, repository, size, seen, committed) VALUES (?1, ?2, ?3, ?4, ?5)
-                 ON CONFLICT DO UPDATE SET size = ?3, seen = ?4, committed = max(committed, ?5)",
-            )?;
-            let now = now();
-            for (digest, size) in blobs {
-                remember.execute(params![StoredDigest(digest), repository, stored_length(size), now, committed])?;
-            }
-            Ok(())
+            add_blobs(db, repository, &blobs, committed)
         })
         .await;
     }
@@ -186,16 +191,7 @@ impl Index {
         complete: bool,
     ) {
         self.queue_in(repository, move |db, repository| {
-            let mut remember = db.prepare_cached(
-                "INSERT INTO manifests (digest, repository, seen, complete) VALUES (?1, ?2, ?3, ?4)
-                 ON CONFLICT DO UPDATE SET seen = ?3, complete = max(complete, ?4)",
-            )?;
-            let now = now();
-            digests.into_iter().try_for_each(&mut |digest| {
-                remember
-                    .execute(params![StoredDigest(digest), repository, now, complete])
-                    .map(drop)
-            })
+            add_manifests(db, repository, &digests, complete)
         })
         .await;
     }
@@ -286,21 +282,18 @@ impl Index {
         tags: Vec<(Tag, Option<TagHint>)>,
     ) {
         self.queue_in(repository, move |db, repository| {
-            let mut remember = db.prepare_cached(
-                "INSERT INTO tags (repository, tag, digest, seen) VALUES (?1, ?2, ?3, ?4)
-                 ON CONFLICT DO UPDATE SET digest = ?3, seen = ?4 WHERE seen <= ?4 OR seen > ?5",
-            )?;
-            let now = now();
-            for (tag, hint) in tags {
-                let Some(TagHint { digest, seen }) = hint else {
-                    forget_tag(db, repository, &tag)?;
-                    continue;
-                };
-                let digest = StoredDigest(digest);
-                let seen = seen.as_millisecond();
-                remember.execute(params![repository, tag.as_str(), digest, seen, now])?;
-            }
-            Ok(())
+            tags.iter()
+                .try_for_each(|(tag, hint)| set_tag(db, repository, tag, *hint))
+        })
+        .await;
+    }
+
+    /// A tag names an image now, and the repository holds all of it.
+    pub async fn remember_image(&self, repository: &RepositoryId, image: HeldImage) {
+        self.queue_in(repository, move |db, repository| {
+            add_blobs(db, repository, &image.blobs, true)?;
+            add_manifests(db, repository, &image.manifests, true)?;
+            set_tag(db, repository, &image.tag, Some(image.hint))
         })
         .await;
     }
@@ -313,6 +306,68 @@ impl Index {
         })
         .await;
     }
+}
+
+fn add_blobs(
+    db: &Connection,
+    repository: i64,
+    blobs: &[(Digest, u64)],
+    committed: bool,
+) -> rusqlite::Result<()> {
+    let mut remember = db.prepare_cached(
+        "INSERT INTO blobs (digest, repository, size, seen, committed) VALUES (?1, ?2, ?3, ?4, ?5)
+         ON CONFLICT DO UPDATE SET size = ?3, seen = ?4, committed = max(committed, ?5)",
+    )?;
+    let now = now();
+    blobs.iter().try_for_each(|(digest, size)| {
+        let digest = StoredDigest(*digest);
+        remember
+            .execute(params![
+                digest,
+                repository,
+                stored_length(*size),
+                now,
+                committed
+            ])
+            .map(drop)
+    })
+}
+
+fn add_manifests(
+    db: &Connection,
+    repository: i64,
+    digests: &[Digest],
+    complete: bool,
+) -> rusqlite::Result<()> {
+    let mut remember = db.prepare_cached(
+        "INSERT INTO manifests (digest, repository, seen, complete) VALUES (?1, ?2, ?3, ?4)
+         ON CONFLICT DO UPDATE SET seen = ?3, complete = max(complete, ?4)",
+    )?;
+    let now = now();
+    digests.iter().try_for_each(|digest| {
+        remember
+            .execute(params![StoredDigest(*digest), repository, now, complete])
+            .map(drop)
+    })
+}
+
+fn set_tag(
+    db: &Connection,
+    repository: i64,
+    tag: &Tag,
+    hint: Option<TagHint>,
+) -> rusqlite::Result<()> {
+    let Some(TagHint { digest, seen }) = hint else {
+        return forget_tag(db, repository, tag);
+    };
+    let digest = StoredDigest(digest);
+    let seen = seen.as_millisecond();
+    db.prepare_cached(
+        "INSERT INTO tags (repository, tag, digest, seen) VALUES (?1, ?2, ?3, ?4)
+         ON CONFLICT DO UPDATE SET digest = ?3, seen = ?4 WHERE seen <= ?4 OR seen > ?5",
+    )?
+    .execute(params![repository, tag.as_str(), digest, seen, now()])
+    .map(drop)
 }
 
 fn blob(db: &Connection, repository: i64, digest: &Digest) -> rusqlite::Result<Option<BlobHint>> {

@@ -36,7 +36,7 @@ mod unfinished;
 mod uploads;
 
 pub use self::ledger::KnownLedger;
-pub use hints::{BlobHint, BlobHolder, ManifestHint, TagHint};
+pub use hints::{BlobHint, BlobHolder, HeldImage, ManifestHint, TagHint};
 pub use prune::Statistics;
 pub use uploads::{Checkpoint, StoredUpload};
 

@@ -5,6 +5,7 @@
 //! others wait for it, or for its manifest where a mount needs one, and mount. The session that a
 //! refused mount leaves is used. No permit is held while waiting for a claim or for the next try.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -17,7 +18,7 @@ use super::resume::{Cut, UploadState};
 use super::retry::stoppable;
 use crate::endpoint::{Begin, Destination, Mount, Presence, RepositoryId, Resume, Source};
 use crate::fault::{Class, Fault};
-use crate::index::StoredUpload;
+use crate::index::{BlobHint, StoredUpload};
 use crate::job::BlobOutcome;
 use crate::oci::{Descriptor, Digest, RepositoryName};
 
@@ -33,6 +34,15 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             Ok(()) => self.ensure_blob(blob).await,
             Err(denied) => Err(denied),
         };
+        self.settle_blob(blob, brought)
+    }
+
+    /// Counts a blob that the destination holds now. A denial is told instead.
+    pub(super) fn settle_blob(
+        &self,
+        blob: &Descriptor,
+        brought: Result<BlobOutcome, Fault>,
+    ) -> Result<(), Fault> {
         self.member.settled(&blob.digest);
         let outcome = brought.map_err(|fault| self.about(blob, fault))?;
         self.count_blob(outcome, blob.size);
@@ -208,10 +218,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             .index
             .blob(&self.destination.id(), &blob.digest)
             .await;
-        if let Some(hint) = &hint
-            && self.trusts(hint.seen)
-            && hint.size == blob.size
-        {
+        if hint.is_some_and(|hint| self.shows_held(&hint, blob)) {
             return Ok(true);
         }
         let need_not_ask = self.job.fresh || self.destination.abilities().mount_asks;
@@ -219,6 +226,21 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             return Ok(false);
         }
         self.ask_whether_held(blob).await
+    }
+
+    /// Whether a hint is trusted to say that the repository holds the blob.
+    pub(super) fn shows_held(&self, hint: &BlobHint, blob: &Descriptor) -> bool {
+        self.trusts(hint.seen) && hint.size == blob.size
+    }
+
+    /// What the index knows of blobs. A rollback trusts none of it.
+    pub(super) async fn blob_hints(&self, blobs: &[Descriptor]) -> HashMap<Digest, BlobHint> {
+        if blobs.is_empty() || self.job.rollback.is_some() {
+            return HashMap::new();
+        }
+        let digests: Vec<Digest> = blobs.iter().map(|blob| blob.digest).collect();
+        let repository = self.destination.id();
+        self.engine.index.blobs(&repository, &digests).await
     }
 
     async fn ask_whether_held(&self, blob: &Descriptor) -> Result<bool, Fault> {

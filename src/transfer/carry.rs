@@ -14,6 +14,7 @@ use super::refusals;
 use super::survey::Image;
 use crate::endpoint::{Destination, Put, Source};
 use crate::fault::{Class, Fault};
+use crate::job::BlobOutcome;
 use crate::oci::{Descriptor, Digest, Manifest, Target};
 
 /// Does work side by side, at most so much at once. After a failure nothing further starts, but what
@@ -85,9 +86,23 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         Ok(())
     }
 
-    /// Copies blobs side by side.
+    /// Copies blobs side by side. Those that are held by a trusted hint are looked up at once.
     async fn carry_blobs(&self, blobs: &[Descriptor]) -> Result<(), Fault> {
-        let copies = blobs.iter().map(|blob| self.blob(blob).boxed()).collect();
+        let mut copies = Vec::new();
+        let hints = self.blob_hints(blobs).await;
+        for blob in blobs {
+            let is_held = !self.is_journalled(blob)
+                && hints
+                    .get(&blob.digest)
+                    .is_some_and(|hint| self.shows_held(hint, blob));
+            match is_held {
+                true => {
+                    let present = self.is_not_denied(&blob.digest);
+                    self.settle_blob(blob, present.map(|()| BlobOutcome::Present))?;
+                }
+                false => copies.push(self.blob(blob).boxed()),
+            }
+        }
         side_by_side(copies, self.engine.settings.bounds.blobs)
             .await
             .map(drop)
@@ -122,12 +137,12 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         for _ in 0..self.engine.settings.bounds.repairs {
             match self.write_by_digest(manifest, &refusal).await? {
                 Put::Missing(named) => self.repair(image, manifest, &named).await?,
-                put => return Ok(self.committed(manifest, put).await),
+                put => return Ok(self.noted(manifest, put).await),
             }
         }
         match self.write_by_digest(manifest, &refusal).await? {
             Put::Missing(named) => Err(self.misses(manifest, &named)),
-            put => Ok(self.committed(manifest, put).await),
+            put => Ok(self.noted(manifest, put).await),
         }
     }
 
@@ -154,32 +169,37 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         })
     }
 
-    /// Notes that a manifest refers to its blobs: some registries mount only such blobs.
-    pub(super) async fn committed(&self, manifest: &Manifest, put: Put) -> Put {
+    async fn noted(&self, manifest: &Manifest, put: Put) -> Put {
         if matches!(put, Put::Accepted { .. }) {
-            let own = manifest
-                .blobs
-                .iter()
-                .filter(|blob| !blob.media_type.is_foreign_layer());
-            let blobs: Vec<_> = own.map(|blob| (blob.digest, blob.size)).collect();
-            if !blobs.is_empty() {
-                self.engine
-                    .index
-                    .remember_blobs(&self.destination.id(), blobs, true)
-                    .await;
-            }
-            let mut leads = self
-                .leads
-                .lock()
-                .expect("nothing panics while it holds the leads");
-            leads.retain(|lead| {
-                !manifest
-                    .blobs
-                    .iter()
-                    .any(|blob| blob.digest == *lead.digest())
-            });
+            self.committed(manifest).await;
         }
         put
+    }
+
+    /// Notes that a manifest refers to its blobs: some registries mount only such blobs.
+    pub(super) async fn committed(&self, manifest: &Manifest) {
+        let blobs = own_blobs(manifest);
+        if !blobs.is_empty() {
+            self.engine
+                .index
+                .remember_blobs(&self.destination.id(), blobs, true)
+                .await;
+        }
+        self.end_leads(manifest);
+    }
+
+    /// Lets other jobs mount the blobs of a manifest that is there.
+    pub(super) fn end_leads(&self, manifest: &Manifest) {
+        let mut leads = self
+            .leads
+            .lock()
+            .expect("nothing panics while it holds the leads");
+        leads.retain(|lead| {
+            !manifest
+                .blobs
+                .iter()
+                .any(|blob| blob.digest == *lead.digest())
+        });
     }
 
     /// Copies again the content that the registry reports missing, or all content if it names none.
@@ -266,6 +286,15 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             manifest.digest
         ))
     }
+}
+
+/// The blobs of a manifest that the repository holds with it, each with its length.
+pub(super) fn own_blobs(manifest: &Manifest) -> Vec<(Digest, u64)> {
+    let own = manifest
+        .blobs
+        .iter()
+        .filter(|blob| !blob.media_type.is_foreign_layer());
+    own.map(|blob| (blob.digest, blob.size)).collect()
 }
 
 /// Whether a registry that misses `named` may miss this: one that names nothing may miss all.

@@ -29,6 +29,7 @@ use std::sync::atomic::Ordering;
 
 use futures::FutureExt as _;
 
+use super::carry::own_blobs;
 use super::gates::Permission;
 use super::limits::{NamingPermit, RequestClass, RequestPriority};
 use super::retry::{RetryState, RulesInForce, stoppable};
@@ -42,7 +43,7 @@ use crate::decision::{Block, Candidate, Verdict};
 use crate::endpoint::{Destination, Source};
 use crate::fault::Fault;
 use crate::gate::question::Phase;
-use crate::index::TagHint;
+use crate::index::{HeldImage, TagHint};
 use crate::job::{Gates, TagId, TagRules};
 use crate::ledger::Intended;
 use crate::oci::{Digest, Tag};
@@ -203,6 +204,25 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     /// The rules of the last plan.
     pub(super) fn planned_rules(&self) -> TagRules {
         *self.rules.lock().expect("nothing panics while it notes")
+    }
+
+    /// The job's own tag names an image now, with all its content.
+    async fn remember_named(&self, image: &Image) {
+        let hint = TagHint {
+            digest: image.top.digest,
+            seen: clock::now(),
+        };
+        let held = HeldImage {
+            blobs: own_blobs(&image.top),
+            manifests: image.subjects.clone(),
+            tag: self.job.key.destination.tag.clone(),
+            hint,
+        };
+        self.engine
+            .index
+            .remember_image(&self.destination.id(), held)
+            .await;
+        self.end_leads(&image.top);
     }
 
     pub(super) async fn remember_tag(&self, digest: Option<Digest>) {

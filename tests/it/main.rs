@@ -35,6 +35,7 @@ mod fanout;
 mod gates;
 mod guard;
 mod health;
+mod hints;
 mod inspect;
 mod interrupts;
 mod kill;

@@ -128,15 +128,10 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
             .engine
             .newest
             .note(&promotion.destination, &place.tag, digest, Instant::now());
-        promotion
-            .committed(&image.top, Put::Accepted { subject: false })
-            .await;
         match self.naming.origin {
-            NameOrigin::Job => {
-                promotion.remember_manifests(image.subjects.clone()).await;
-                promotion.remember_tag(Some(image.top.digest)).await;
-            }
+            NameOrigin::Job => promotion.remember_named(image).await,
             NameOrigin::Companion(_) | NameOrigin::List | NameOrigin::Backup => {
+                promotion.committed(&image.top).await;
                 if let Err(fault) = promotion
                     .engine
                     .ledger
