@@ -7,6 +7,7 @@
 
 mod destination;
 pub mod discover;
+mod known_rules;
 mod listing;
 mod request;
 mod rounds;
@@ -23,6 +24,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use self::destination::{DestinationLook, LeftOut, SourceDigests};
+pub use self::known_rules::rules_in_force;
 use self::listing::{DestinationList, Listing};
 pub use self::request::{LookRequest, PassOptions};
 use self::topology::{Side, Topology};

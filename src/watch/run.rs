@@ -38,12 +38,11 @@ use crate::job::{Cause, Look, Progress};
 use crate::ledger::RunFacts;
 use crate::look::discover::{Discovered, Owners, Reading};
 use crate::look::topology::{Settings, Topology};
-use crate::look::{LookRequest, RepositoryLook};
+use crate::look::{LookRequest, RepositoryLook, rules_in_force};
 use crate::oci::RepositoryName;
 use crate::route::{Route, Template};
 use crate::status::board::Board;
 use crate::telemetry::Changes;
-use crate::transfer::retry::CurrentRules;
 use crate::transfer::sets::CurrentSets;
 use crate::transfer::{Settle, Stop};
 
@@ -310,8 +309,7 @@ impl<B: Repositories> Watch<B> {
             .get(&key.route)
             .cloned()
             .unwrap_or_default();
-        let in_force = self.topology.clone();
-        let rules = CurrentRules::new(move |key, source| in_force.borrow().rules_of(key, source));
+        let rules = rules_in_force(self.topology.clone());
         let in_force = self.topology.clone();
         let sets = CurrentSets::new(move || in_force.borrow().sets.clone());
         let stop = Stop {
