@@ -455,7 +455,12 @@ fn pool(globs: &[&str], range: Option<&str>, line: u64) -> Result<Selected, Stri
         };
         return Ok((Tags::of(include), Vec::new()));
     };
-    let ranged = rules::range(range).map_err(|reason| format!("tags.semver: {reason}"))?;
+    // Cargo's ranges, which ocync once read, are the ones with ^ and ~.
+    let ranged = match range.contains(['^', '~']) {
+        true => rules::range(range),
+        false => rules::zero_filled_range(range),
+    };
+    let ranged = ranged.map_err(|reason| format!("tags.semver: {reason}"))?;
     let mut tags = Tags::of([ranged.include]);
     tags.exclude = ranged.exclude;
     match globs {

@@ -450,7 +450,8 @@ fn selected(allow: &[&str], deny: &[&str], ranges: &[&str], line: u64) -> Result
         .collect::<Result<_, _>>()?;
     let is_everything = allowed.is_empty() || allowed.iter().any(|rule| rule == "*");
     for range in ranges {
-        let ranged = rules::range(range).map_err(|reason| format!("tags.semverRange: {reason}"))?;
+        let ranged = rules::zero_filled_range(range)
+            .map_err(|reason| format!("tags.semverRange: {reason}"))?;
         tags.include.push(ranged.include);
         tags.exclude.extend(ranged.exclude);
         remarks = vec![rules::versions(line)];

@@ -84,6 +84,21 @@ pub(super) fn range(text: &str) -> Result<Ranged, String> {
     Ok(ranged)
 }
 
+/// As [`range`], for tools that fill a bound up with zeros: `<=1.2` is `<=1.2.0`, and `~1` is `~1.0.0`.
+pub(super) fn zero_filled_range(text: &str) -> Result<Ranged, String> {
+    let words: Vec<String> = text.split([' ', ',', '\t']).map(zero_filled).collect();
+    range(&words.join(" "))
+}
+
+fn zero_filled(word: &str) -> String {
+    let (numbers, suffix) = word.split_at(word.find('-').unwrap_or(word.len()));
+    if !numbers.ends_with(|character: char| character.is_ascii_digit()) {
+        return word.to_owned();
+    }
+    let missing = 2_usize.saturating_sub(numbers.matches('.').count());
+    format!("{numbers}{}{suffix}", ".0".repeat(missing))
+}
+
 /// Comparators, each in one word, in the spelling that is known here.
 fn joined(text: &str) -> Vec<String> {
     let mut words: Vec<String> = Vec::new();
@@ -250,6 +265,26 @@ mod tests {
         for bad in ["", ">=one", "!1.0.0 || 2.0.0", ">="] {
             assert!(range(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_bound_with_fewer_numbers_ends_in_zeros_where_the_old_tool_says_so() {
+        let table = [
+            ("<=1.2", "semver:<=1.2.0", "1.2.5"),
+            (">1, <=v1.2", "semver:>1.0.0 <=1.2.0", "1.2.5"),
+            ("=1.2", "semver:=1.2.0", "1.2.5"),
+            ("1.2", "semver:1.2.0", "1.2.5"),
+            ("^0", "semver:^0.0.0", "0.3.0"),
+            ("~1", "semver:~1.0.0", "1.3.0"),
+            (">=1.2-rc.1", "semver:>=1.2.0-rc.1", "1.2.0-alpha"),
+            (">= 1", "semver:>=1.0.0", "0.9.0"),
+        ];
+        for (text, expected, other) in table {
+            let rule = zero_filled_range(text).unwrap().include;
+            assert_eq!(rule, expected, "{text}");
+            assert!(!takes(&rule, other), "{text}");
+        }
+        assert!(zero_filled_range("1.2.3.4").is_err());
     }
 
     #[test]
