@@ -6,7 +6,7 @@ use super::address;
 use super::outline::{Outline, Stop};
 use super::pair;
 use super::registry::Registry;
-use super::remark::Remark;
+use super::remark::{self, Remark};
 use super::route::{Place, Route, Tags};
 use super::rules::{self, Selected};
 use super::tree::{Map, Wrong};
@@ -20,8 +20,7 @@ const TAKES_PRE_RELEASES: &str = "tags.include: names pre-releases. ocync leaves
      and -nightly out of its other rules; here `exclude` takes them from this one too: copy the ones that are meant \
      with `blobferry copy`";
 
-const NEWEST: &str = "tags.latest: `newest` counts versions (MAJOR.MINOR.PATCH); other tags that the rules take are not \
-     counted";
+const COUNTED: &str = "tags.include: here `newest` counts the versions among these tags too";
 
 /// Names of the file with what they stand for.
 #[derive(Default)]
@@ -332,6 +331,8 @@ struct Given<'a> {
     range: Option<&'a str>,
     include: Vec<&'a str>,
     exclude: Vec<&'a str>,
+    /// Of `defaults`: a tag of `include` passes them.
+    soft_exclude: Vec<&'a str>,
     sort: Option<&'a str>,
     newest: Option<u64>,
     at_least: Option<u64>,
@@ -339,15 +340,16 @@ struct Given<'a> {
 
 impl<'a> Given<'a> {
     fn of(layers: &Layers<'a>) -> Result<Given<'a>, Wrong> {
-        let mut exclude = Vec::new();
-        for layer in layers.all() {
-            exclude.extend(layer.texts("exclude")?);
-        }
+        let excluded = |layer: &Option<Map<'a>>| match layer {
+            Some(map) => map.texts("exclude"),
+            None => Ok(Vec::new()),
+        };
         Ok(Given {
             globs: layers.texts("glob")?,
             range: layers.text("semver")?,
             include: layers.texts("include")?,
-            exclude,
+            exclude: excluded(&layers.own)?,
+            soft_exclude: excluded(&layers.defaults)?,
             sort: layers.text("sort")?,
             newest: layers.number("latest")?,
             at_least: layers.number("min_tags")?,
@@ -356,7 +358,8 @@ impl<'a> Given<'a> {
 
     fn has_variables(&self) -> bool {
         let lists = self.globs.iter().chain(&self.include).chain(&self.exclude);
-        lists.chain(&self.range).any(|text| text.contains("${"))
+        let mut lists = lists.chain(&self.soft_exclude).chain(&self.range);
+        lists.any(|text| text.contains("${"))
     }
 
     /// A tag must match `glob` and lie within `semver`; `include` adds tags that need neither.
@@ -366,10 +369,12 @@ impl<'a> Given<'a> {
         tags.newest = self.newest;
         tags.check_newest("tags.latest")?;
         let included = all(&self.include, "include")?;
-        if !included.is_empty() && !tags.exclude.is_empty() {
+        let soft = self.soft_rules()?;
+        if !included.is_empty() && !(tags.exclude.is_empty() && soft.is_empty()) {
             remarks.push(Remark::new(line, NARROWED));
         }
         tags.exclude.extend(all(&self.exclude, "exclude")?);
+        tags.exclude.extend(soft);
         let of_pre_releases = self.leave_pre_releases_out(&included, &mut tags);
         remarks.extend(of_pre_releases.map(|text| Remark::new(line, text)));
         if !tags.include.iter().any(|rule| rule == "*") {
@@ -381,17 +386,34 @@ impl<'a> Given<'a> {
                     "tags.latest: `newest` counts versions only, not tags in another order".into(),
                 );
             }
-            remarks.push(Remark::new(line, NEWEST));
+            remarks.push(remark::of_newest(line, "tags.latest"));
+            if !self.include.is_empty() {
+                remarks.push(Remark::new(line, COUNTED));
+            }
         }
         Ok((tags, remarks))
+    }
+
+    /// The `exclude` of `defaults`, which tags of `include` pass in ocync. Beside a range of releases a pattern with a
+    /// dash excludes nothing but such tags, and is left out.
+    fn soft_rules(&self) -> Result<Vec<String>, String> {
+        let is_beside_range = self.takes_releases_alone() && !self.include.is_empty();
+        let globs = self.soft_exclude.iter().copied();
+        let needed: Vec<&str> = globs
+            .filter(|glob| !(is_beside_range && needs_dash(glob)))
+            .collect();
+        all(&needed, "exclude")
+    }
+
+    /// A range without a pre-release matches none by itself.
+    fn takes_releases_alone(&self) -> bool {
+        self.range.is_some_and(|range| !range.contains('-'))
     }
 
     /// Excludes what ocync leaves out unasked. Returns a remark where that costs tags of `include`.
     fn leave_pre_releases_out(&self, included: &[String], tags: &mut Tags) -> Option<&'static str> {
         let names_some = included.iter().any(|rule| is_pre_release(rule));
-        // A range without one matches no pre-release by itself.
-        let is_by_range = self.range.is_some_and(|range| !range.contains('-'));
-        if names_some && is_by_range {
+        if names_some && self.takes_releases_alone() {
             return None;
         }
         tags.exclude.push(PRE_RELEASES.to_owned());
@@ -429,6 +451,13 @@ fn tags_of(layers: &Layers<'_>, of_mapping: u64) -> Result<Selected, Stop> {
     let (tags, told) = given.selected(line)?;
     let unmatched = layers.all().flat_map(|map| map.unmatched(&KNOWN, &WITHOUT));
     Ok((tags, unmatched.chain(told).collect()))
+}
+
+/// Whether all that the pattern matches has a dash.
+fn needs_dash(glob: &str) -> bool {
+    glob.split(['[', '{'])
+        .next()
+        .is_some_and(|fixed| fixed.contains('-'))
 }
 
 fn is_pre_release(rule: &str) -> bool {

@@ -24,6 +24,16 @@ impl Remark {
     }
 }
 
+/// What the rule that keeps the highest versions does not count.
+pub(super) fn of_newest(line: u64, key: &str) -> Remark {
+    Remark::new(
+        line,
+        format!(
+            "{key}: `newest` counts versions (MAJOR.MINOR.PATCH); other tags that the rules take are not counted"
+        ),
+    )
+}
+
 /// Adds the items that the list has not.
 pub(super) fn add_missing<T: Clone + PartialEq>(list: &mut Vec<T>, more: &[T]) {
     for item in more {
