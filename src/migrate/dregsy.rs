@@ -4,9 +4,14 @@ use super::address;
 use super::outline::Outline;
 use super::pair;
 use super::registry::Registry;
+use super::remark;
 use super::route::{Place, Route, Tags};
 use super::rules::{self, Selected};
 use super::tree::{Map, Wrong};
+
+const KEEP_LATEST: &str = "tags: keep: latest";
+
+const KEEPS_MATCHES: &str = "tags: `keep:` with an expression that all tags must match: write rules of `include` that say both";
 
 /// Reads the file.
 pub(super) fn read(root: &Map<'_>, outline: &mut Outline) -> Result<(), Wrong> {
@@ -182,6 +187,7 @@ fn tags(texts: &[&str], line: u64, outline: &mut Outline, what: &str) -> Result<
     let mut tags = Tags::default();
     let mut remarks = Vec::new();
     let mut is_only_digests = !texts.is_empty();
+    let is_only_kept = texts.iter().all(|text| text.trim().starts_with("keep:"));
     for text in texts {
         let text = text.trim();
         if text.contains('@') {
@@ -210,12 +216,12 @@ fn tags(texts: &[&str], line: u64, outline: &mut Outline, what: &str) -> Result<
                 .strip_prefix('!')
                 .filter(|_| texts.len() == 1);
             if let Some(inverted) = inverted {
-                keep(&format!("!{inverted}"), &mut tags)?;
+                keep(&format!("!{inverted}"), false, &mut tags)?;
                 continue;
             }
             tags.include.push(expression_rule(expression)?);
         } else if let Some(kept) = text.strip_prefix("keep:") {
-            keep(kept.trim(), &mut tags)?;
+            keep(kept.trim(), is_only_kept, &mut tags)?;
         } else {
             tags.include
                 .push(rules::literal(text).map_err(|reason| format!("tags: a tag {reason}"))?);
@@ -227,7 +233,8 @@ fn tags(texts: &[&str], line: u64, outline: &mut Outline, what: &str) -> Result<
     if tags.include.is_empty() {
         tags.include.push("*".into());
     }
-    tags.check_newest("tags: keep: latest")?;
+    tags.check_newest(KEEP_LATEST)?;
+    remarks.extend(tags.newest.map(|_| remark::of_newest(line, KEEP_LATEST)));
     Ok((tags, remarks))
 }
 
@@ -242,8 +249,8 @@ fn expression_rule(expression: &str) -> Result<String, String> {
     rules::whole(expression).map_err(|reason| format!("tags: an expression {reason}"))
 }
 
-/// `keep: latest N`, or an expression that every tag must match.
-fn keep(kept: &str, tags: &mut Tags) -> Result<(), String> {
+/// `keep: latest N`, or an expression that every tag must match: a rule of `include` where no other one stands.
+fn keep(kept: &str, is_only_kept: bool, tags: &mut Tags) -> Result<(), String> {
     if let Some(count) = kept.strip_prefix("latest") {
         let count: u64 = count
             .trim()
@@ -252,11 +259,15 @@ fn keep(kept: &str, tags: &mut Tags) -> Result<(), String> {
         tags.newest = Some(tags.newest.map_or(count, |known| known.min(count)));
         return Ok(());
     }
-    let inverted = kept.strip_prefix('!').ok_or(
-        "tags: `keep:` with an expression that all tags must match: write rules of `include` that say both",
-    )?;
-    tags.exclude.push(
-        rules::whole(inverted.trim()).map_err(|reason| format!("tags: an expression {reason}"))?,
-    );
+    let expression = kept.strip_prefix('!').unwrap_or(kept).trim();
+    let rule =
+        rules::whole(expression).map_err(|reason| format!("tags: an expression {reason}"))?;
+    if kept.starts_with('!') {
+        tags.exclude.push(rule);
+    } else if is_only_kept && tags.include.is_empty() {
+        tags.include.push(rule);
+    } else {
+        return Err(KEEPS_MATCHES.into());
+    }
     Ok(())
 }
