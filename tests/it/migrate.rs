@@ -1,6 +1,8 @@
 //! `migrate`: what comes out of the configs of other tools passes `check`, holds no secret, and takes
 //! the tags that the other tool took.
 
+mod chosen;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -601,51 +603,4 @@ async fn stdin_is_read_and_the_format_can_be_said() {
     assert_eq!(ferry.shell(line).await, 0);
     let line = "printf 'a.example/b: c.example/d\\n' | blobferry migrate --from sinker -";
     assert_eq!(ferry.shell(line).await, 2);
-}
-
-/// skopeo and blobferry fill a registry each from one file.
-#[tokio::test]
-async fn skopeo_and_blobferry_choose_the_same_tags() {
-    let stage = Stage::new(Program::Distribution3).await;
-    let image = Image::oci(1, &[100]);
-    let push = stage.push();
-    for tag in [
-        "latest",
-        "1.2.0",
-        "1.3.1",
-        "v2.0.0",
-        "2.1.0-rc1",
-        "2.1.0",
-        "3.0.0",
-        "edge",
-        "1.13.2-alpine",
-    ] {
-        for repository in ["team/one", "team/two", "three"] {
-            push.push(repository, tag, &image).await;
-        }
-    }
-    let host = stage.staging.url().replace("http://", "");
-    let text = format!(
-        "{host}:\n  tls-verify: false\n  images:\n    team/one: [latest, 1.2.0]\n    three: []\n  \
-         images-by-tag-regex:\n    team/two: ^1\\.13\\.[12]-alpine$|edge\n"
-    );
-    let old = Program::Distribution3.setup().start();
-    let old_host = old.url().replace("http://", "");
-    let file = stage.ferry.file("sync.yml", &text);
-    skopeo::sync(&file, &old_host, &[]).await;
-
-    let new_host = stage.production.url().replace("http://", "");
-    let arguments = ["migrate", "--to", &new_host, &file];
-    let run = stage.ferry.run(&arguments).await.expect(0);
-    let config = stage.ferry.file("new.yaml", &run.stdout);
-    let state = stage.ferry.path("other").display().to_string();
-    let sync = ["sync", "-c", &config, "--state", &state];
-    stage.ferry.run(&sync).await.expect(0);
-
-    for repository in ["one", "two", "three"] {
-        let of_old = Client::new(&old.url()).tags(repository).await;
-        let of_new = Client::new(&stage.production.url()).tags(repository).await;
-        assert!(!of_old.is_empty(), "{repository}");
-        assert_eq!(of_old, of_new, "{repository}");
-    }
 }

@@ -1,11 +1,7 @@
 //! Real registries that notify the daemon of pushes by other programs.
 
-use std::path::Path;
-
 use serde_json::json;
-use tokio::process::Command;
 
-use crate::support::registry::installed;
 use crate::support::*;
 
 const SECRET: &str = "a-long-random-word";
@@ -74,22 +70,6 @@ async fn pushes_to_distribution_3_arrive_by_its_notifications() {
     pushes_arrive(Program::Distribution3).await;
 }
 
-/// Runs a client in a folder of its own, where it may keep what it remembers.
-async fn run(folder: &Path, program: &str, arguments: &[&str]) {
-    let how = "benches/peers clients (installs it into target/tools/bin)";
-    let output = Command::new(installed(&[program], how))
-        .args(arguments)
-        .env_clear()
-        .env("HOME", folder)
-        .env("PATH", std::env::var_os("PATH").unwrap_or_default())
-        .current_dir(folder)
-        .output()
-        .await
-        .expect("the client runs");
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{program} {arguments:?}: {said}");
-}
-
 /// An image from elsewhere, or a file, pushed by each client in its own way.
 async fn pushes_of_each_client_arrive(program: Program) {
     let (staging, production, _ferry, _daemon) = notified(program).await;
@@ -105,15 +85,13 @@ async fn pushes_of_each_client_arrive(program: Program) {
     let (crane, regctl, oras) = (to("crane"), to("regctl"), to("oras"));
     let hosts = ["--host", &*there, "--host", &*here];
     let copy = ["image", "copy", &*from, &*regctl];
-    run(
-        folder.path(),
-        "crane",
-        &["copy", "--insecure", &from, &crane],
-    )
-    .await;
-    run(folder.path(), "regctl", &[&hosts[..], &copy].concat()).await;
+    let run = async |client: &str, arguments: &[&str]| {
+        peer::run(folder.path(), client, "benches/peers clients", arguments).await;
+    };
+    run("crane", &["copy", "--insecure", &from, &crane]).await;
+    run("regctl", &[&hosts[..], &copy].concat()).await;
     let push = ["push", "--plain-http", &*oras, "notes.txt"];
-    run(folder.path(), "oras", &push).await;
+    run("oras", &push).await;
     for tag in ["crane", "regctl", "oras"] {
         let pushed = staging.client().digest("app", tag).await;
         assert!(pushed.is_some(), "{tag} has pushed");

@@ -15,6 +15,7 @@ pub mod keyless;
 pub mod layout;
 pub mod memory;
 pub mod moto;
+pub mod peer;
 pub mod prometheus;
 pub mod proxy;
 pub mod registry;
