@@ -370,7 +370,8 @@ impl<'a> Given<'a> {
         tags.check_newest("tags.latest")?;
         let included = all(&self.include, "include")?;
         let soft = self.soft_rules()?;
-        if !included.is_empty() && !(tags.exclude.is_empty() && soft.is_empty()) {
+        let excludes = !tags.exclude.is_empty() || !soft.is_empty();
+        if excludes && !included.is_empty() {
             remarks.push(Remark::new(line, NARROWED));
         }
         tags.exclude.extend(all(&self.exclude, "exclude")?);
