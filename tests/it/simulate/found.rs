@@ -275,6 +275,10 @@ fn rules(app: &str, staging: &str, production: &str) -> Rules {
         drift: Drift::Keep,
         wild: false,
         gates: Default::default(),
+        observes: false,
+        forward_only: Vec::new(),
+        set: None,
+        backs_up: false,
     }
 }
 

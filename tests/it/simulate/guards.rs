@@ -98,6 +98,16 @@ pub enum Covers {
     Image(Digest),
     /// A rollback of a production tag, which keeps out these images.
     Rollback(Place, Vec<Digest>),
+    /// An accept of a production tag.
+    Accept(Accept),
+}
+
+/// A production tag is to name staging's digest once, over what it names.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Accept {
+    pub place: Place,
+    pub digest: Digest,
+    pub replaces: Digest,
 }
 
 impl Covers {
@@ -109,9 +119,26 @@ impl Covers {
             Covers::Tag(place) | Covers::Rollback(place, _) => {
                 format!("{}/{}:{}", place.registry, place.repository, place.tag)
             }
+            Covers::Accept(Accept { place, .. }) => {
+                format!("{}/{}:{}", place.registry, place.repository, place.tag)
+            }
             Covers::Image(digest) => digest.to_string(),
         }
     }
+}
+
+/// A set of which a part was named, as the ledger says it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct TornSet {
+    /// The number of the hold.
+    pub id: u64,
+    pub set: Arc<str>,
+    pub tag: Arc<str>,
+    /// The tags that were named, what they name, and what they named before.
+    pub moves: Vec<(Place, Digest, Option<Digest>)>,
+    pub goes_back: bool,
+    /// Another digest in staging ends the hold.
+    pub staging: Vec<Digest>,
 }
 
 /// What happens to guards.
@@ -155,6 +182,8 @@ pub enum Guarded {
     },
     /// An order or a rollback has come to its end.
     OrderEnded { number: u64 },
+    /// A set is torn: it is held from a moment before.
+    Torn(TornSet),
 }
 
 /// The service: its verdicts are drawn, and pass once all is calm.

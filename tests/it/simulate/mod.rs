@@ -25,6 +25,7 @@ mod progress;
 mod registry;
 mod story;
 mod trace;
+mod traits;
 mod world;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -12,10 +12,16 @@ use std::time::Duration;
 use blobferry::job::{Drift, Existing, Outcome};
 use blobferry::oci::Digest;
 
+mod accepts;
+mod backup;
+mod forward;
 mod guards;
+mod observe;
+mod sets;
 
 use guards::{Guards, Ordered};
 
+use super::guards::TornSet;
 use super::trace::{About, Answer, By, Call, Entry, Event, Operation, Place, Rules};
 
 /// A tag is named by an answer of production that is at most so old.
@@ -58,7 +64,10 @@ pub struct Finding {
 
 /// Reads a trace.
 pub fn judge(entries: &[Entry]) -> Vec<Finding> {
-    let mut oracle = Oracle::default();
+    let mut oracle = Oracle {
+        torn: sets::torn(entries),
+        ..Oracle::default()
+    };
     for entry in entries {
         oracle.at = entry.at;
         oracle.take(&entry.event);
@@ -105,6 +114,12 @@ struct Oracle {
     /// When a process was told of a push: then what was refused is tried again.
     notices: Vec<Duration>,
     kills: usize,
+    /// How often a process was given other rules.
+    reloads: usize,
+    /// When the ledger was lost last.
+    lost: Option<Duration>,
+    /// All sets that are torn at some time, and when the ledger said so.
+    torn: Vec<(Duration, TornSet)>,
     /// How often the clock was set back.
     set_back: usize,
     /// A registry is sick, or fails at random.
@@ -117,6 +132,7 @@ type Repository = (Arc<str>, Arc<str>);
 struct Change {
     at: Duration,
     to: Option<Digest>,
+    by: By,
 }
 
 /// What a tag named by an answer, and when that arrived.
@@ -333,12 +349,14 @@ impl Oracle {
             Event::Started { process, ledger } => {
                 self.alive.insert(*process);
                 if !ledger {
+                    self.lost = Some(self.at);
                     self.ledger.clear();
                     self.guards.forget();
                 }
             }
             Event::Configured { process, rules } => {
                 let former = self.rules.insert(*process, rules.clone());
+                self.reloads += usize::from(former.is_some());
                 let kept = self.former.entry(*process).or_default();
                 kept.extend(former.into_iter().flatten());
             }
@@ -451,6 +469,7 @@ impl Oracle {
     }
 
     fn sent(&mut self, call: &Call) {
+        self.judge_observing(call);
         if let (Operation::PutManifest, Some(digest)) = (call.operation, call.content) {
             self.judge_denial(None, digest);
         }
@@ -532,9 +551,7 @@ impl Oracle {
 
     fn rules_of(&self, process: u32, place: &Place) -> Option<Rules> {
         let rules = self.rules.get(&process)?.iter();
-        let leads_here = |rules: &&Rules| {
-            rules.destination.0 == place.registry && rules.destination.1 == place.repository
-        };
+        let leads_here = |rules: &&Rules| rules.leads_to(&place.registry, &place.repository);
         rules
             .filter(leads_here)
             .find(|rules| is_companion(&place.tag) || rules.takes(&place.tag))
@@ -578,6 +595,14 @@ impl Oracle {
             self.judge_production(process, place);
             return;
         }
+        if self.is_way_back(place, digest) {
+            self.judge_way_back(process, place, digest);
+            return;
+        }
+        if let Some(rules) = self.rules_of_backup(process, place) {
+            self.judge_backup(process, &rules, place, digest);
+            return;
+        }
         let orders = self.guards.orders(process, place);
         if !orders.is_empty() {
             return self.judge_orders(process, place, digest, &orders);
@@ -597,7 +622,14 @@ impl Oracle {
         };
         self.judge_source(process, place, &source, digest);
         if let Some(view) = self.judge_production(process, place) {
-            let cell = self.cell_by_rules(&rules, place, digest, view);
+            let moving = rules.is_moving(&place.tag);
+            let cell = self.cell_by_rules(&rules, moving, place, digest, view);
+            self.judge_versions(&rules, place, digest, view.digest);
+            self.judge_set(process, &rules, place, digest);
+            self.judge_backed_up(&rules, place, digest, view.digest);
+            if self.is_accepted(place, digest, view.digest) {
+                return;
+            }
             self.judge_cell(place, rules.is_moving(&place.tag), cell);
         }
         if rules.is_moving(&place.tag) {
@@ -617,18 +649,35 @@ impl Oracle {
         let Some((cell, order)) = ordered else { return };
         self.judge_source(process, place, &order.source, digest);
         let rules = self.rules_of(process, place);
-        let by_rules = rules.map(|rules| self.cell_by_rules(&rules, place, digest, view));
-        if by_rules != Some(Cell::Promote) {
+        if let Some(rules) = &rules {
+            self.judge_versions(rules, place, digest, view.digest);
+            self.judge_set(process, rules, place, digest);
+            if &*place.tag == "latest" {
+                self.judge_backed_up(rules, place, digest, view.digest);
+            }
+        }
+        let by_rules = rules.map(|rules| {
+            let moving = rules.is_moving(&place.tag);
+            self.cell_by_rules(&rules, moving, place, digest, view)
+        });
+        let is_accepted = self.is_accepted(place, digest, view.digest);
+        if by_rules != Some(Cell::Promote) && !is_accepted {
             self.judge_cell(place, &*place.tag == "latest", cell);
         }
     }
 
-    fn cell_by_rules(&self, rules: &Rules, place: &Place, digest: Digest, view: View) -> Cell {
+    fn cell_by_rules(
+        &self,
+        rules: &Rules,
+        moving: bool,
+        place: &Place,
+        digest: Digest,
+        view: View,
+    ) -> Cell {
         let known = self.ledger.get(place).cloned().unwrap_or_default();
         let ours = view
             .digest
             .is_some_and(|production| known.is_ours(&production));
-        let moving = rules.is_moving(&place.tag);
         let cell_if = |is_known| {
             let (existing, drift) = (rules.existing, rules.drift);
             cell(moving, existing, drift, digest, view.digest, ours, is_known)
@@ -803,6 +852,7 @@ impl Oracle {
                     },
                 );
                 self.accepted.insert((place.clone(), digest));
+                self.guards.named(&place, digest, sent);
                 self.ledger.entry(place).or_default().wrote(at, digest);
             }
             (Operation::PutManifest, About::Tag(tag), Answer::Missing) => {
@@ -895,6 +945,7 @@ impl Oracle {
         let pairs = compared(self.rules.get(&process), place, by_bytes);
         self.compare_lists(process, place);
         self.compare_by_former_rules(process, place, by_bytes);
+        self.compare_backup(process, place);
         for (source, destination, is_proven) in pairs {
             let Some(there) = self
                 .views
@@ -995,6 +1046,9 @@ impl Oracle {
                 text,
             );
         }
+        if let Some(digest) = digest.filter(|_| result == Outcome::Promoted) {
+            self.guards.promoted(destination, digest);
+        }
         let accepted =
             digest.is_some_and(|digest| self.accepted.contains(&(destination.clone(), digest)));
         // A job that brings what belongs to an equal tag records the tag as well, though staging's
@@ -1052,7 +1106,7 @@ impl Oracle {
         self.truth
             .entry(place.clone())
             .or_default()
-            .push(Change { at, to });
+            .push(Change { at, to, by });
         self.outlive_rollbacks(place, to);
         let (By::Process(process), Some(digest), false) = (by, to, is_companion(&place.tag)) else {
             return;
@@ -1077,7 +1131,8 @@ impl Oracle {
         let Some(rules) = self.rules_of(process, place) else {
             return;
         };
-        let is_way_back = self.guards.is_rolling_back(process, place, digest);
+        let is_way_back =
+            self.guards.is_rolling_back(process, place, digest) || self.is_way_back(place, digest);
         if self.plain.contains(&place.registry) || is_way_back {
             return;
         }
@@ -1154,16 +1209,9 @@ impl Oracle {
             self.find("what is refused for good is not sent again", None, text);
         }
         self.finish_uploads();
-        let Some(rules) = self
-            .alive
-            .iter()
-            .next_back()
-            .and_then(|process| self.rules.get(process))
-            .cloned()
-        else {
-            return;
-        };
-        for rules in &rules {
+        let rules = self.last_rules().to_vec();
+        self.finish_sets(&rules);
+        for rules in rules.iter().filter(|rules| !rules.observes) {
             let sources: Vec<Place> = self
                 .truth
                 .keys()
@@ -1177,6 +1225,13 @@ impl Oracle {
                 self.finish_tag(rules, source);
             }
         }
+    }
+
+    /// The rules of the last process.
+    fn last_rules(&self) -> &[Rules] {
+        let last = self.alive.iter().next_back();
+        let rules = last.and_then(|process| self.rules.get(process));
+        rules.map(Vec::as_slice).unwrap_or_default()
     }
 
     /// A blob is sent once to a repository, and once more when the registry has forgotten it, or a
@@ -1207,42 +1262,76 @@ impl Oracle {
         let Some((_, destination)) = pair_of_source(rules, source) else {
             return;
         };
-        let now = |oracle: &Oracle, place: &Place| {
-            oracle
-                .truth
-                .get(place)
-                .and_then(|changes| changes.last())
-                .and_then(|change| change.to)
-        };
-        let Some(staging) = now(self, source) else {
+        let Some(staging) = self.now(source) else {
             return;
         };
-        let production = now(self, &destination);
         if self.guards.may_be_held(&destination, staging, &rules.route) {
             return;
         }
-        let is_hopeless = self.hopeless.contains(&(None, staging))
-            || self
-                .hopeless
-                .contains(&(Some(destination.registry.clone()), staging))
-            || self.closed.contains(&destination);
-        if production == Some(staging) {
+        if self.now(&destination) == Some(staging) {
             self.finish_referrers(rules, &destination, staging);
-            return;
+        } else if let Some(why) = self.why_due(rules, source)
+            && self.is_set_complete(rules, source)
+        {
+            self.find(ARRIVES, Some(&destination), why);
         }
-        if is_hopeless || self.is_in_conflict(rules, &destination, staging) {
-            return;
+    }
+
+    /// What a tag names.
+    fn now(&self, place: &Place) -> Option<Digest> {
+        self.truth.get(place)?.last()?.to
+    }
+
+    /// Why a tag that differs is to be promoted, if nothing may keep it. Its set is left out.
+    fn why_due(&self, rules: &Rules, source: &Place) -> Option<String> {
+        let (_, destination) = pair_of_source(rules, source)?;
+        let staging = self.now(source)?;
+        let production = self.now(&destination);
+        let hopeless_there = (Some(destination.registry.clone()), staging);
+        let is_kept = self.guards.may_be_held(&destination, staging, &rules.route)
+            || self.hopeless.contains(&(None, staging))
+            || self.hopeless.contains(&hopeless_there)
+            || self.closed.contains(&destination)
+            || !self.goes_forward(rules, &destination, staging, production)
+            || !self.may_be_backed_up(rules, &destination, production);
+        if is_kept {
+            return None;
         }
-        let known = self.ledger.get(&destination).cloned().unwrap_or_default();
+        if self.is_surely_accepted(source, &destination, staging, production) {
+            return Some("an accept is in force, and neither side has moved since".into());
+        }
+        if self.is_in_conflict(rules, &destination, staging) {
+            return None;
+        }
+        let moving = rules.is_moving(&source.tag);
+        let is_due = self.is_due_by_table(rules, moving, &destination, staging);
+        is_due.then(|| {
+            let known = self
+                .ledger
+                .get(&destination)
+                .is_some_and(Known::may_be_known);
+            format!("staging and production still differ (L is known: {known})")
+        })
+    }
+
+    /// Whether the table says promote, whatever a process may know.
+    fn is_due_by_table(
+        &self,
+        rules: &Rules,
+        moving: bool,
+        destination: &Place,
+        staging: Digest,
+    ) -> bool {
+        let production = self.now(destination);
+        let known = self.ledger.get(destination).cloned().unwrap_or_default();
         let surely_ours = production.is_some_and(|production| known.written == Some(production))
             && known.maybe.is_empty();
-        let moving = rules.is_moving(&source.tag);
         let may_be_known = if known.uncertain.is_empty() {
             vec![known.may_be_known()]
         } else {
             vec![true, false]
         };
-        let is_to_be_promoted = may_be_known.into_iter().all(|is_known| {
+        may_be_known.into_iter().all(|is_known| {
             let cell = cell(
                 moving,
                 rules.existing,
@@ -1253,23 +1342,11 @@ impl Oracle {
                 is_known,
             );
             cell == Cell::Promote
-        });
-        if is_to_be_promoted {
-            let text = format!(
-                "staging and production still differ (L is known: {})",
-                known.may_be_known()
-            );
-            self.find(ARRIVES, Some(&destination), text);
-        }
+        })
     }
 
     fn is_in_conflict(&self, rules: &Rules, destination: &Place, digest: Digest) -> bool {
-        let last = |place: &Place| {
-            self.truth
-                .get(place)
-                .and_then(|changes| changes.last())
-                .and_then(|change| change.to)
-        };
+        let last = |place: &Place| self.now(place);
         rules.is_moving(&destination.tag)
             && self
                 .truth

@@ -8,10 +8,11 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 
 use super::chance::{Chance, Draw};
-use super::guards::Covers;
+use super::guards::{Accept, Covers};
 use super::process::Rollback;
 use super::registry::{Registry, references};
 use super::trace::{Event, Place, Rules, Trace};
+use super::traits;
 
 /// What people do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -284,8 +285,7 @@ impl People {
         self.remember(&production, &to);
         match deed {
             Deed::PushVersion => {
-                self.versions += 1;
-                let version = tag(&format!("v{}", self.versions));
+                let version = self.next_version(draw);
                 let image = self.push_image(&staging, &from, draw);
                 if draw.percent(40) {
                     self.sign(&staging, &from, &image, draw);
@@ -469,6 +469,84 @@ impl People {
         }
     }
 
+    /// Pushes to the members of a set: a new version, what one of them lacks of a version, or the
+    /// moving tags go back to an older one.
+    pub fn push_set(&mut self, draw: &mut Draw) {
+        let members = self.routes.iter().filter(|rules| rules.set.is_some());
+        let mut members: Vec<Rules> = members.cloned().collect();
+        members.dedup_by(|one, other| one.source == other.source);
+        let versions = self.versions_of(&members);
+        let moves = draw.percent(70);
+        let known = (!versions.is_empty()).then(|| draw.pick(&versions));
+        match (draw.below(10), known) {
+            (0..3, Some(version)) => self.push_missing(&members, &version, moves, draw),
+            (3, Some(version)) => self.let_all_name(&members, &version),
+            _ => {
+                let version = self.next_version(draw);
+                let come = members.into_iter().filter(|_| draw.percent(85));
+                let come: Vec<Rules> = come.collect();
+                self.push_missing(&come, &version, moves, draw);
+            }
+        }
+    }
+
+    /// The fixed tags in the members' repositories.
+    fn versions_of(&self, members: &[Rules]) -> Vec<Tag> {
+        let tags = members.iter().flat_map(|rules| {
+            let tags = self.registry(&rules.source.0).tags(&name(&rules.source.1));
+            let fixed = tags
+                .into_iter()
+                .filter(move |tag| !rules.is_moving(tag.as_str()));
+            fixed.filter(|tag| !tag.as_str().starts_with("sha256-"))
+        });
+        let mut tags: Vec<Tag> = tags.collect();
+        tags.sort();
+        tags.dedup();
+        tags
+    }
+
+    fn push_missing(&mut self, members: &[Rules], version: &Tag, moves: bool, draw: &mut Draw) {
+        for rules in members {
+            let staging = self.registry(&rules.source.0);
+            let from = name(&rules.source.1);
+            if staging.tagged(&from, version).is_some() {
+                continue;
+            }
+            let image = self.push_image(&staging, &from, draw);
+            self.say(format!(
+                "pushes {version}{} to {}/{from}, as of a set",
+                self.called(&image),
+                staging.name()
+            ));
+            staging.tag(&from, version, Some(image.top.digest));
+            if moves {
+                staging.tag(&from, &tag("latest"), Some(image.top.digest));
+            }
+        }
+    }
+
+    fn let_all_name(&self, members: &[Rules], version: &Tag) {
+        self.say(format!("lets latest of a set name {version}"));
+        for rules in members {
+            let staging = self.registry(&rules.source.0);
+            let from = name(&rules.source.1);
+            if let Some(digest) = staging.tagged(&from, version) {
+                staging.tag(&from, &tag("latest"), Some(digest));
+            }
+        }
+    }
+
+    /// A new tag for a version: a number, or where versions are compared one of semantic
+    /// versioning.
+    pub fn next_version(&mut self, draw: &mut Draw) -> Tag {
+        self.versions += 1;
+        let compares = |rules: &Rules| !rules.forward_only.is_empty();
+        match self.routes.iter().any(compares) {
+            true => traits::version(self.versions, draw),
+            false => tag(&format!("v{}", self.versions)),
+        }
+    }
+
     /// A tag in staging, and the route that leads on from there.
     pub fn pick_source(&self, draw: &mut Draw) -> Option<(Rules, Tag)> {
         let rules = draw.pick(&self.routes);
@@ -512,6 +590,25 @@ impl People {
             production,
             to,
             keeps_out,
+        })
+    }
+
+    /// A tag with other digests on both sides, of which a person takes staging's.
+    pub fn pick_accept(&self, draw: &mut Draw) -> Option<Accept> {
+        let (rules, tag) = self.pick_source(draw)?;
+        let staging = self.registry(&rules.source.0);
+        let digest = staging.tagged(&name(&rules.source.1), &tag)?;
+        let replaces = self.in_production(&rules, &tag)?;
+        let place = Place {
+            registry: rules.destination.0.clone(),
+            repository: rules.destination.1.clone(),
+            tag: tag.as_str().into(),
+        };
+        // The daemon refuses one of a route that observes.
+        (digest != replaces && !rules.observes).then_some(Accept {
+            place,
+            digest,
+            replaces,
         })
     }
 

@@ -22,12 +22,14 @@ use blobferry::look::topology;
 use blobferry::look::topology::Intervals;
 use blobferry::oci::{Digest, RepositoryName, Tag};
 use blobferry::route::rules::{Selection, TagRule};
-use blobferry::route::{Mode, Pattern, Route, Routes, Template};
+use blobferry::route::{Mode, Naming, Pattern, Route, Routes, Template};
+use blobferry::set::Set;
 use blobferry::sqlite::{Behaviour, Disk, QueueKind};
 use blobferry::status;
 use blobferry::status::Board;
 use blobferry::status::board::Status;
 use blobferry::transfer::limits::Settings as LaneSettings;
+use blobferry::transfer::sets::CurrentSets;
 use blobferry::transfer::settle::Names;
 use blobferry::transfer::{self, Bounds, Engine, Limits, Settle, SharedReads, Stop};
 use blobferry::watch::{Handle, Scope, Watch};
@@ -36,10 +38,10 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::chance::{Chance, Draw};
-use super::guards::{Covers, Guarded};
+use super::guards::{Accept, Covers, Guarded, TornSet};
 use super::notices::Notice;
 use super::registry::{Registry, Repository};
-use super::trace::{Event, Place, Rules, Trace};
+use super::trace::{BACKUP, Event, Place, Rules, Trace};
 
 /// How often the rows of the ledger are read into the trace.
 const READ: Duration = Duration::from_secs(1);
@@ -360,10 +362,11 @@ impl Process {
             process: self.number,
             rules: rules.to_vec(),
         });
+        let members = topology::members_of(&sets(rules), &routes, &before.backends);
         self.topology.send_replace(Arc::new(topology::Topology {
             backends: before.backends.clone(),
             routes,
-            sets: Arc::default(),
+            sets: Arc::new(members),
             engine: before.engine.clone(),
             metrics: before.metrics.clone(),
             facts: before.facts.clone(),
@@ -407,14 +410,27 @@ impl Process {
         let ledger = self.ledger.clone();
         let trace = self.trace.clone();
         let handle = self.handle.clone();
+        let origin = match &covers {
+            Covers::Accept(Accept { place, .. }) => Some(self.origin(&place.registry)),
+            _ => None,
+        };
         tokio::spawn(async move {
             let kind = match covers {
                 Covers::Image(_) => Kind::Deny,
                 Covers::Rollback(..) => Kind::Rollback,
+                Covers::Accept(_) => Kind::Accept,
                 Covers::Everything | Covers::Route(_) | Covers::Tag(_) => Kind::Hold,
             };
-            let target = covers.target().parse().expect("a world decides well");
-            let decision = Decision::about(&target, Actor::daemon());
+            let target: Target = covers.target().parse().expect("a world decides well");
+            let about = Decision::about(&target.at(origin), Actor::daemon());
+            let decision = match &covers {
+                Covers::Accept(accept) => Decision {
+                    digest: Some(accept.digest),
+                    replaces: Some(accept.replaces),
+                    ..about
+                },
+                _ => about,
+            };
             trace.note(Event::Guard(Guarded::Deciding { number, covers }));
             // A process that is gone decides nothing, or its answer is lost.
             let decided = ledger.decide(kind, decision, RunFacts::default()).await;
@@ -465,7 +481,11 @@ impl Process {
             replace,
         };
         let engine = topology.engine.clone();
-        let stop = self.stop.clone();
+        let in_force = self.topology.subscribe();
+        let stop = Stop {
+            sets: CurrentSets::new(move || in_force.borrow().sets.clone()),
+            ..self.stop.clone()
+        };
         let trace = self.trace.clone();
         let order = tokio::spawn(async move {
             trace.note(Event::Guard(ordered));
@@ -544,6 +564,10 @@ impl Process {
             wake(&handle).await;
         });
         self.orders().push(order);
+    }
+
+    fn origin(&self, registry: &str) -> Origin {
+        self.topology.borrow().backends[registry].origin().clone()
     }
 
     fn repository(&self, (registry, repository): &(Arc<str>, Arc<str>)) -> Repository {
@@ -688,10 +712,11 @@ fn by_hand(
         routes: Arc::from([rules.route.clone()]),
         rules: TagRules {
             moving: tag.as_str() == "latest",
+            forward_only: rules.is_forward_only(tag.as_str()),
             ..TagRules::default()
         },
         gates: rules.gates.gates(),
-        backup: None,
+        backup: route(&[rules]).backup_of(tag, tag),
         source: TagState::Unknown,
         destination: TagState::Unknown,
         destination_via: ObservedVia::Tag,
@@ -758,7 +783,10 @@ fn world(
             },
         )
     });
+    let sets = self::sets(routes);
     let routes = self::routes(routes);
+    let backends: BTreeMap<String, Backend> = backends.collect();
+    let members = topology::members_of(&sets, &routes, &backends);
     let withdrawn = routes
         .0
         .iter()
@@ -772,9 +800,9 @@ fn world(
         None => engine,
     };
     topology::Topology {
-        backends: backends.collect(),
+        backends,
         routes,
-        sets: Arc::default(),
+        sets: Arc::new(members),
         engine,
         metrics: seen,
         facts: Arc::new(RunFacts::default()),
@@ -785,6 +813,24 @@ fn world(
         settings: nature.watch,
         withdrawn,
     }
+}
+
+/// The sets of a config: each has two routes at least.
+fn sets(all: &[Rules]) -> Vec<Set> {
+    let mut sets: BTreeMap<&Arc<str>, Vec<Arc<str>>> = BTreeMap::new();
+    for rules in all {
+        let Some(name) = &rules.set else { continue };
+        let routes = sets.entry(name).or_default();
+        if !routes.contains(&rules.route) {
+            routes.push(rules.route.clone());
+        }
+    }
+    let sets = sets.into_iter().filter(|(_, routes)| routes.len() > 1);
+    sets.map(|(name, routes)| Set {
+        name: name.clone(),
+        routes,
+    })
+    .collect()
 }
 
 /// The routes of a config. Rules of one route have their sources and tags in common.
@@ -828,6 +874,7 @@ fn route(all: &[&Rules]) -> Route {
         include: tags(&rules.include),
         exclude: tags(&rules.exclude),
         moving: tags(&rules.moving),
+        forward_only: tags(&rules.forward_only),
         ..Selection::default()
     };
     Route {
@@ -837,12 +884,19 @@ fn route(all: &[&Rules]) -> Route {
         selection,
         existing: rules.existing,
         drift: rules.drift,
-        backup: None,
-        mode: Mode::Promote,
+        backup: rules.backs_up.then(backup_naming),
+        mode: match rules.observes {
+            true => Mode::Observe,
+            false => Mode::Promote,
+        },
         platform: None,
         create: Create::Never,
         gates: rules.gates.gates(),
     }
+}
+
+fn backup_naming() -> Naming {
+    Naming::parse(&format!("{BACKUP}{{tag}}")).expect("it has the tag once")
 }
 
 /// Whether a route reads and writes where it did.
@@ -885,8 +939,16 @@ async fn read_new_rows(process: u32, ledger: &Ledger, read: &Mutex<u64>, trace: 
     };
     for Row { id, content, .. } in rows {
         *read.lock().expect("nothing panics while it reads") = id;
-        let Content::Outcome(settled) = content else {
-            continue;
+        let settled = match content {
+            Content::Outcome(settled) => settled,
+            Content::Decision(_, decision) => {
+                let torn = torn_set(id, *decision);
+                torn.into_iter().for_each(|torn| {
+                    trace.note(Event::Guard(Guarded::Torn(torn)));
+                });
+                continue;
+            }
+            Content::Reload(_) | Content::RefusedDecision(_) => continue,
         };
         trace.note(Event::Settled {
             process,
@@ -897,6 +959,32 @@ async fn read_new_rows(process: u32, ledger: &Ledger, read: &Mutex<u64>, trace: 
             error: settled.error.map(|error| error.text),
         });
     }
+}
+
+/// What a hold of the process's own says of a torn set.
+fn torn_set(id: u64, decision: Decision) -> Option<TornSet> {
+    let torn = decision.torn?;
+    let target = decision.target.parse::<Target>();
+    let Ok(Target::Set(set, Some(tag))) = target else {
+        return None;
+    };
+    let moves = torn.moved.iter().map(|moved| {
+        let registry = moved.origin.strip_prefix("memory://").unwrap_or_default();
+        let place = Place {
+            registry: registry.into(),
+            repository: moved.repository.as_str().into(),
+            tag: moved.tag.as_str().into(),
+        };
+        (place, moved.digest, moved.previous)
+    });
+    Some(TornSet {
+        id,
+        set,
+        tag: tag.as_str().into(),
+        moves: moves.collect(),
+        goes_back: torn.goes_back,
+        staging: torn.staging,
+    })
 }
 
 /// `registry/repository:tag`, taken apart.

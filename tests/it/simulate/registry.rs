@@ -59,6 +59,8 @@ pub struct Settings {
     pub quota: Option<u64>,
     /// Tags that nobody here may write.
     pub denied: BTreeSet<String>,
+    /// Repositories with a tag of theirs that is refused for good.
+    pub refused: BTreeSet<(String, String)>,
     /// Says yes to any digest that it is asked about.
     pub agrees: bool,
     /// One kind of request is refused each time that so many have come.
@@ -180,6 +182,7 @@ impl Settings {
             mounts_refused: 0,
             quota: None,
             denied: BTreeSet::new(),
+            refused: BTreeSet::new(),
             agrees: false,
             busy_every: None,
             trouble: Trouble::default(),

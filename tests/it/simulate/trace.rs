@@ -22,6 +22,13 @@ pub struct Place {
     pub tag: Arc<str>,
 }
 
+impl Place {
+    /// Whether it is in that repository.
+    pub fn is_in(&self, (registry, repository): &(Arc<str>, Arc<str>)) -> bool {
+        (&self.registry, &self.repository) == (registry, repository)
+    }
+}
+
 /// The requests that an endpoint makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Operation {
@@ -104,6 +111,9 @@ pub enum By {
     Person,
 }
 
+/// What the name of a backup tag begins with.
+pub const BACKUP: &str = "previous-";
+
 /// The rules of a route as its process goes by them, for one source repository and one destination
 /// repository.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -120,6 +130,14 @@ pub struct Rules {
     /// The route is written with wildcards.
     pub wild: bool,
     pub gates: GateRules,
+    /// The route writes nothing.
+    pub observes: bool,
+    /// Moving tags that go to no lower version.
+    pub forward_only: Vec<Arc<str>>,
+    /// The set that the route belongs to.
+    pub set: Option<Arc<str>>,
+    /// What a moving tag named is kept under another tag before it moves.
+    pub backs_up: bool,
 }
 
 impl Rules {
@@ -131,6 +149,29 @@ impl Rules {
     /// Whether the tag may move.
     pub fn is_moving(&self, tag: &str) -> bool {
         matches_any(&self.moving, tag)
+    }
+
+    /// Whether the tag goes to no lower version.
+    pub fn is_forward_only(&self, tag: &str) -> bool {
+        self.is_moving(tag) && matches_any(&self.forward_only, tag)
+    }
+
+    /// Leaves out these tags, and backups.
+    pub fn exclude_alone(&mut self, pattern: &str) {
+        let backups = format!("{BACKUP}*");
+        self.exclude.retain(|excluded| **excluded == *backups);
+        self.exclude.insert(0, pattern.into());
+    }
+
+    /// The tag that is kept by this one.
+    pub fn backed_up<'t>(&self, tag: &'t str) -> Option<&'t str> {
+        let original = tag.strip_prefix(BACKUP).filter(|_| self.backs_up);
+        original.filter(|original| self.is_moving(original))
+    }
+
+    /// Whether the route leads to the repository.
+    pub fn leads_to(&self, registry: &str, repository: &str) -> bool {
+        (&*self.destination.0, &*self.destination.1) == (registry, repository)
     }
 }
 

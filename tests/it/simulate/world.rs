@@ -15,7 +15,7 @@ use blobferry::{clock, random};
 use jiff::{SignedDuration, Timestamp};
 
 use super::chance::{Chance, Draw};
-use super::guards::{GateRules, Judge, Line, START};
+use super::guards::{Covers, GateRules, Judge, Line, START};
 use super::notices::Named;
 use super::oracle::{self, Finding};
 use super::people::{self, Deed, Library, People};
@@ -24,6 +24,7 @@ use super::progress;
 use super::registry::{Referrers, Registry, Settings, Sick, Trouble, TroubleKind};
 use super::story;
 use super::trace::{Entry, Event, Operation, Place, Rules, Trace};
+use super::traits;
 
 /// How long everything may take to become equal once all is calm.
 const CALM: Duration = Duration::from_secs(45 * 60);
@@ -133,6 +134,8 @@ enum Happening {
     Release,
     Promote,
     RollBack,
+    Accept,
+    PushSet,
 }
 
 impl World {
@@ -157,6 +160,8 @@ impl World {
         if is_guarded(chance) {
             guard(chance.of("gates"), &mut routes);
         }
+        traits::draw(chance, &mut routes);
+        traits::refuse_a_member(chance.of("refused member"), &routes, &registries);
         let largest = draw.pick(&[3_000, 50_000, 200_000]);
         let library = Library::new(chance, &trace, largest);
         let people = People::new(library, registries.clone(), routes.clone(), &trace);
@@ -286,6 +291,20 @@ impl World {
         let rollbacks = often(&mut rollback_draw);
         let moments = people::moments(&mut rollback_draw, rollbacks, within);
         happenings.extend(moments.into_iter().map(|at| (at, Happening::RollBack)));
+        let mut accept_draw = chance.of("accepts");
+        let accepts = match accept_draw.percent(25) {
+            true => accept_draw.between(1, 6),
+            false => 0,
+        };
+        let moments = people::moments(&mut accept_draw, accepts, within);
+        happenings.extend(moments.into_iter().map(|at| (at, Happening::Accept)));
+        let mut set_draw = chance.of("pushes to a set");
+        let pushes = match routes.iter().any(|rules| rules.set.is_some()) {
+            true => set_draw.between(2, 8),
+            false => 0,
+        };
+        let moments = people::moments(&mut set_draw, pushes, within);
+        happenings.extend(moments.into_iter().map(|at| (at, Happening::PushSet)));
         happenings.sort_unstable();
         let judge = Arc::new(Judge::new(chance, &trace, within));
         let start = |number, stores: &Stores, routes: &[Rules]| {
@@ -310,9 +329,12 @@ impl World {
             tokio::time::sleep_until(trace.moment(at)).await;
             let mut draw = chance.of(("happening", nth));
             match happening {
-                Happening::Deed => {
+                Happening::Deed | Happening::PushSet => {
                     let before = named(&registries, &routes);
-                    people.act(draw.pick(&deeds), &mut draw);
+                    match happening {
+                        Happening::PushSet => people.push_set(&mut draw),
+                        _ => people.act(draw.pick(&deeds), &mut draw),
+                    }
                     let changes = named(&registries, &routes);
                     for notice in changes.notices(&before, &notices, &mut draw) {
                         process.notify(notice);
@@ -378,12 +400,20 @@ impl World {
                 }
                 Happening::RollBack => {
                     let picked = (0..TRIES).find_map(|_| people.pick_rollback(&mut draw));
-                    if let Some(rollback) = picked {
+                    // The daemon refuses one of a route that observes.
+                    if let Some(rollback) = picked.filter(|picked| !picked.rules.observes) {
                         process.roll_back(nth as u64, rollback);
+                    }
+                }
+                Happening::Accept => {
+                    let picked = (0..TRIES).find_map(|_| people.pick_accept(&mut draw));
+                    if let Some(accept) = picked {
+                        process.decide(nth as u64, Covers::Accept(accept));
                     }
                 }
                 Happening::Reload => {
                     in_force = changed_routes(&mut draw, &routes, &registries);
+                    traits::switch_mode(chance.of(("mode", nth)), &mut in_force);
                     note_closed(&trace, &registries, &in_force);
                     process.reload(&in_force);
                 }
@@ -595,18 +625,24 @@ fn drawn_trouble(draw: &mut Draw) -> Vec<TroubleKind> {
 /// Says which tags may not be written where the routes lead.
 fn note_closed(trace: &Trace, registries: &[Registry], routes: &[Rules]) {
     for registry in registries {
-        let denied = registry.settings().denied;
+        let Settings {
+            denied, refused, ..
+        } = registry.settings();
         let here = routes
             .iter()
             .filter(|rules| rules.destination.0 == *registry.name());
-        for (rules, tag) in here.flat_map(|rules| denied.iter().map(move |tag| (rules, tag))) {
-            let (registry, repository) = rules.destination.clone();
-            let tag = tag.as_str().into();
+        let denied = here.flat_map(|rules| {
+            let repository = rules.destination.1.to_string();
+            denied
+                .iter()
+                .map(move |tag| (repository.clone(), tag.clone()))
+        });
+        for (repository, tag) in denied.chain(refused) {
             trace.note(Event::Closed {
                 place: Place {
-                    registry,
-                    repository,
-                    tag,
+                    registry: registry.name().clone(),
+                    repository: repository.into(),
+                    tag: tag.into(),
                 },
             });
         }
@@ -626,8 +662,8 @@ fn changed_routes(draw: &mut Draw, routes: &[Rules], registries: &[Registry]) ->
     let mut routes = routes.to_vec();
     for rules in routes.iter_mut().filter(|rules| rules.route == changed) {
         match change {
-            0 => rules.exclude = vec!["v*".into()],
-            1 => rules.exclude = vec!["latest".into()],
+            0 => rules.exclude_alone("v*"),
+            1 => rules.exclude_alone("latest"),
             2 => rules.moving = vec!["latest".into(), "v1*".into()],
             3 => rules.drift = Drift::Restore,
             4 => rules.destination.0 = elsewhere.clone(),
@@ -674,6 +710,10 @@ fn drawn_routes(draw: &mut Draw, registries: &[Registry]) -> Vec<Rules> {
             drift: draw.pick(&[Drift::Keep, Drift::Keep, Drift::Restore]),
             wild: false,
             gates: GateRules::default(),
+            observes: false,
+            forward_only: Vec::new(),
+            set: None,
+            backs_up: false,
         }
     };
     (1..=count).map(route).collect()

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use blobferry::oci::Digest;
 
-use super::super::guards::{Covers, Guarded};
+use super::super::guards::{Accept, Covers, Guarded};
 use super::super::trace::{Place, Rules};
 use super::{Cell, Oracle, Repository, is_companion};
 
@@ -41,6 +41,12 @@ struct Decided {
     is_firm: bool,
     /// It is a rollback, and staging has named something else since.
     is_over: bool,
+    /// It is an accept, and production has taken its digest since.
+    is_named: bool,
+    /// The ledger has that as promoted, too.
+    is_used: bool,
+    /// When it began.
+    began: Duration,
 }
 
 /// What a person has ordered.
@@ -90,6 +96,9 @@ impl Guards {
                     id: None,
                     is_firm: false,
                     is_over: false,
+                    is_named: false,
+                    is_used: false,
+                    began: at,
                 };
                 self.decisions.insert(*number, decided);
             }
@@ -155,6 +164,8 @@ impl Guards {
                 self.orders.remove(number);
                 self.rollbacks.remove(number);
             }
+            // All of them are read ahead.
+            Guarded::Torn(_) => {}
         }
     }
 
@@ -191,10 +202,23 @@ impl Guards {
 
     /// Whether a process may be rolling back a tag of the repository: what travels with the image
     /// goes along.
-    fn is_rolling_back_beside(&self, process: u32, place: &Place) -> bool {
+    pub(super) fn is_rolling_back_beside(&self, process: u32, place: &Place) -> bool {
         self.rollbacks.values().any(|rolling| {
             let beside = (&rolling.place.registry, &rolling.place.repository);
             rolling.process == process && beside == (&place.registry, &place.repository)
+        })
+    }
+
+    /// Whether a person has ordered something of a process in that repository, or rolls a tag back
+    /// there.
+    pub(super) fn acts_in(&self, process: u32, registry: &str, repository: &str) -> bool {
+        let orders = self.orders.values();
+        let ordered = orders.map(|order| (order.process, &order.place));
+        let rollbacks = self.rollbacks.values();
+        let rolled = rollbacks.map(|rolling| (rolling.process, &rolling.place));
+        let mut places = ordered.chain(rolled);
+        places.any(|(by, place)| {
+            by == process && (&*place.registry, &*place.repository) == (registry, repository)
         })
     }
 
@@ -209,10 +233,75 @@ impl Guards {
         found.cloned().collect()
     }
 
+    /// Whether a release has ended a decision, or may have.
+    pub(super) fn may_be_released(&self, id: u64) -> bool {
+        self.released.contains(&id)
+    }
+
+    /// Whether an image may be denied.
+    pub(super) fn may_be_denied(&self, digest: Digest) -> bool {
+        let denied = Covers::Image(digest);
+        let mut decisions = self.decisions.values();
+        decisions.any(|decided| decided.covers == denied)
+    }
+
     /// Whether a decision may keep a digest from a tag.
     pub(super) fn may_be_held(&self, place: &Place, digest: Digest, route: &str) -> bool {
         let mut decisions = self.decisions.values();
         decisions.any(|decided| covers(&decided.covers, place, digest, Some(route)))
+    }
+
+    /// Whether an accept that was not used may be in force, by which a tag goes from one digest to
+    /// another.
+    pub(super) fn may_accept(&self, place: &Place, digest: Digest, replaces: Digest) -> bool {
+        self.accepts(place, digest, replaces).next().is_some()
+    }
+
+    /// Since when such an accept is surely in force.
+    pub(super) fn accepted_since(
+        &self,
+        place: &Place,
+        digest: Digest,
+        replaces: Digest,
+    ) -> Option<Duration> {
+        let mut firm = self.accepts(place, digest, replaces);
+        let firm = firm.find(|decided| decided.is_firm);
+        firm.map(|decided| decided.began)
+    }
+
+    fn accepts(
+        &self,
+        place: &Place,
+        digest: Digest,
+        replaces: Digest,
+    ) -> impl Iterator<Item = &Decided> {
+        let wanted = Covers::Accept(Accept {
+            place: place.clone(),
+            digest,
+            replaces,
+        });
+        let unused = self.decisions.values().filter(|decided| !decided.is_used);
+        unused.filter(move |decided| decided.covers == wanted)
+    }
+
+    /// Production has taken a digest under a tag, by a request that left at that time.
+    pub(super) fn named(&mut self, place: &Place, digest: Digest, sent: Duration) {
+        for decided in self.accepts_of(place, digest) {
+            decided.is_named |= decided.id.is_some() && decided.began < sent;
+        }
+    }
+
+    /// The ledger has a tag as promoted: what was accepted of it is over.
+    pub(super) fn promoted(&mut self, place: &Place, digest: Digest) {
+        for decided in self.accepts_of(place, digest) {
+            decided.is_used |= decided.is_named;
+        }
+    }
+
+    fn accepts_of(&mut self, place: &Place, digest: Digest) -> impl Iterator<Item = &mut Decided> {
+        self.decisions.values_mut().filter(move |decided| {
+            matches!(&decided.covers, Covers::Accept(accept) if accept.place == *place && accept.digest == digest)
+        })
     }
 
     fn firm(&self) -> impl Iterator<Item = &Covers> {
@@ -228,6 +317,7 @@ fn covers(what: &Covers, place: &Place, digest: Digest, route: Option<&str>) -> 
         Covers::Tag(held) => held == place,
         Covers::Image(denied) => *denied == digest,
         Covers::Rollback(rolled, kept_out) => rolled == place && kept_out.contains(&digest),
+        Covers::Accept(_) => false,
     }
 }
 
@@ -251,7 +341,8 @@ impl Oracle {
     ) {
         let route = rules.map(|rules| &*rules.route);
         let is_rolled_back = self.guards.is_rolling_back(process, place, digest)
-            || is_companion(&place.tag) && self.guards.is_rolling_back_beside(process, place);
+            || self.is_way_back(place, digest)
+            || is_companion(&place.tag) && self.goes_back_beside(process, place);
         let mut firm = self.guards.firm();
         let held = firm.find(|what| {
             // Neither holds nor gates stop a rollback.

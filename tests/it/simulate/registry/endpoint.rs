@@ -744,6 +744,10 @@ fn put(act: &mut Act<'_>, target: &Target, manifest: &Manifest) -> Result<Put, F
         if act.state.settings.denied.contains(tag.as_str()) {
             return Err(Fault::new(Class::Auth, format!("{tag} may not be written")));
         }
+        let refused = (act.repository.to_string(), tag.to_string());
+        if act.state.settings.refused.contains(&refused) {
+            return Err(Fault::rejected("this tag is protected"));
+        }
         if act.state.settings.immutable && act.content().tags.contains_key(tag) {
             return Ok(Put::Immutable);
         }
