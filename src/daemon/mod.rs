@@ -15,13 +15,14 @@ mod why;
 
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch as channel};
 use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use self::notifications::Followers;
@@ -88,6 +89,22 @@ impl Error {
     }
 }
 
+/// How long a start waits for the state folder: a decision that is written without a daemon holds it
+/// for a moment.
+const FOLDER_FREE: Duration = Duration::from_secs(2);
+/// How often it tries.
+const AGAIN: Duration = Duration::from_millis(50);
+
+async fn take_folder(folder: &Path) -> Result<StateLock, state::Error> {
+    let began = Instant::now();
+    loop {
+        match StateLock::acquire(folder) {
+            Err(state::Error::Held { .. }) if began.elapsed() < FOLDER_FREE => sleep(AGAIN).await,
+            taken => return taken,
+        }
+    }
+}
+
 /// Runs the daemon until it has drained. `load` reads the config, now and on every SIGHUP. `ready`
 /// is told the address of the HTTP listener once everything is bound. `stop` drains it like
 /// SIGTERM.
@@ -103,7 +120,7 @@ pub async fn run(
     let signals = Signals::new().map_err(Error::Signals)?;
     let look_signals = crate::watch::signal::listen().map_err(Error::Signals)?;
     let config = load()?;
-    let lock = StateLock::acquire(&config.daemon.state)?;
+    let lock = take_folder(&config.daemon.state).await?;
     let parts = Parts::open(&lock)?.on_threads(config.daemon.threads);
     parts.ledger.in_force().await.map_err(Error::Ledger)?;
     let audit = parts
