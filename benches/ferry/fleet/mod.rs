@@ -226,7 +226,7 @@ impl FirstPass {
     }
 }
 
-/// The first pass of a daemon whose production is empty.
+/// The first pass of a daemon over an empty production.
 async fn first_pass(program: &Path, images: &Arc<Images>, size: &Size) -> (FirstPass, Stage) {
     let began = Instant::now();
     let staging = Registry::full(images, false);

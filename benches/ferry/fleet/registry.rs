@@ -225,13 +225,7 @@ impl Shared {
             .tag(name)
             .filter(|tag| has_blobs && self.images.manifest(repository, *tag).as_bytes() == body);
         let Some(tag) = named else {
-            return reply(
-                to,
-                "400 Bad Request",
-                &[],
-                br#"{"errors":[{"code":"MANIFEST_INVALID"}]}"#,
-                false,
-            );
+            return refused(to, "400 Bad Request", "MANIFEST_INVALID", false);
         };
         if !self.has_tag(repository, tag).swap(true, Ordering::Relaxed) {
             self.named.fetch_add(1, Ordering::Relaxed);
@@ -273,13 +267,7 @@ impl Shared {
         let digest = digest.replace("%3A", ":");
         let blob = self.images.blob(repository, &digest);
         let Some(blob) = blob.filter(|_| digest_of(body) == digest) else {
-            return reply(
-                to,
-                "400 Bad Request",
-                &[],
-                br#"{"errors":[{"code":"DIGEST_INVALID"}]}"#,
-                false,
-            );
+            return refused(to, "400 Bad Request", "DIGEST_INVALID", false);
         };
         self.has_blobs[repository][blob as usize].store(true, Ordering::Relaxed);
         reply(to, "201 Created", &[], b"", false)
@@ -304,6 +292,10 @@ fn accepted(repository: usize, to: &mut TcpStream) -> std::io::Result<()> {
 }
 
 fn not_found(to: &mut TcpStream, code: &str, is_head: bool) -> std::io::Result<()> {
+    refused(to, "404 Not Found", code, is_head)
+}
+
+fn refused(to: &mut TcpStream, status: &str, code: &str, is_head: bool) -> std::io::Result<()> {
     let body = format!(r#"{{"errors":[{{"code":"{code}"}}]}}"#);
-    reply(to, "404 Not Found", &[], body.as_bytes(), is_head)
+    reply(to, status, &[], body.as_bytes(), is_head)
 }
