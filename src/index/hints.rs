@@ -282,8 +282,7 @@ impl Index {
         tags: Vec<(Tag, Option<TagHint>)>,
     ) {
         self.queue_in(repository, move |db, repository| {
-            tags.iter()
-                .try_for_each(|(tag, hint)| set_tag(db, repository, tag, *hint))
+            set_tags(db, repository, tags.iter().map(|(tag, hint)| (tag, *hint)))
         })
         .await;
     }
@@ -293,7 +292,7 @@ impl Index {
         self.queue_in(repository, move |db, repository| {
             add_blobs(db, repository, &image.blobs, true)?;
             add_manifests(db, repository, &image.manifests, true)?;
-            set_tag(db, repository, &image.tag, Some(image.hint))
+            set_tags(db, repository, [(&image.tag, Some(image.hint))])
         })
         .await;
     }
@@ -351,23 +350,26 @@ fn add_manifests(
     })
 }
 
-fn set_tag(
+fn set_tags<'a>(
     db: &Connection,
     repository: i64,
-    tag: &Tag,
-    hint: Option<TagHint>,
+    tags: impl IntoIterator<Item = (&'a Tag, Option<TagHint>)>,
 ) -> rusqlite::Result<()> {
-    let Some(TagHint { digest, seen }) = hint else {
-        return forget_tag(db, repository, tag);
-    };
-    let digest = StoredDigest(digest);
-    let seen = seen.as_millisecond();
-    db.prepare_cached(
+    let mut remember = db.prepare_cached(
         "INSERT INTO tags (repository, tag, digest, seen) VALUES (?1, ?2, ?3, ?4)
          ON CONFLICT DO UPDATE SET digest = ?3, seen = ?4 WHERE seen <= ?4 OR seen > ?5",
-    )?
-    .execute(params![repository, tag.as_str(), digest, seen, now()])
-    .map(drop)
+    )?;
+    let now = now();
+    for (tag, hint) in tags {
+        let Some(TagHint { digest, seen }) = hint else {
+            forget_tag(db, repository, tag)?;
+            continue;
+        };
+        let digest = StoredDigest(digest);
+        let seen = seen.as_millisecond();
+        remember.execute(params![repository, tag.as_str(), digest, seen, now])?;
+    }
+    Ok(())
 }
 
 fn blob(db: &Connection, repository: i64, digest: &Digest) -> rusqlite::Result<Option<BlobHint>> {

@@ -1,4 +1,4 @@
-//! What a job asks of the index, over registries in memory and an index whose reads are counted.
+//! What a job asks of the index, over registries in memory and an index that counts its reads.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
