@@ -126,10 +126,9 @@ impl<B: Repositories> DestinationLook<'_, B> {
             });
         }
         let there = there.filter(|_| !may_be_behind);
-        let is_unlisted = self.is_unlisted(tag, is_missing);
         // Where a list lacks the tag, a hint may be behind its deletion.
         let hint = match there {
-            None if !is_missing || is_unlisted => self.fresh_hint(tag),
+            None if !is_missing || self.is_unlisted(called) => self.fresh_hint(tag),
             _ => None,
         };
         let source = |remembered: Option<Digest>| async move {
@@ -168,7 +167,7 @@ impl<B: Repositories> DestinationLook<'_, B> {
             return Err(contradiction(&self.side.repository.address(), called));
         }
         if is_missing {
-            self.note_answer(tag, destination);
+            self.note_answer(called, destination);
         }
         Ok(Compared {
             source,

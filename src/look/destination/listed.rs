@@ -3,7 +3,7 @@
 use tokio::time::Instant;
 
 use super::DestinationLook;
-use crate::endpoint::{Destination, Repositories};
+use crate::endpoint::{Destination, Repositories, Source};
 use crate::job::TagState;
 use crate::oci::Tag;
 
@@ -27,38 +27,43 @@ impl<B: Repositories> DestinationLook<'_, B> {
         is_listed && (is_current || known.is_some_and(|known| known.digest.is_some()))
     }
 
-    /// Whether the tag has answered since production's list, which may lag, lacks it. A list that
-    /// shows it ends that.
-    pub(super) fn is_unlisted(&self, tag: &Tag, is_missing: bool) -> bool {
-        if self.side.repository.abilities().current_lists {
-            return false;
-        }
+    /// Whether the tag has answered since production's list, which may lag, lacks it.
+    pub(super) fn is_unlisted(&self, called: &Tag) -> bool {
+        let repository = &self.side.repository;
         let engine = &self.look.topology.engine;
-        let place = self.place(tag);
-        if self.list.is_some() && !is_missing {
-            engine.forget_unlisted(&place);
-        }
-        is_missing && engine.is_unlisted(&place)
+        !repository.abilities().current_lists && engine.is_unlisted(&repository.id(), called)
     }
 
-    /// Notes whether a tag answers that production's list lacks.
-    pub(super) fn note_answer(&self, tag: &Tag, answer: TagState) {
+    /// Notes whether a tag answers that production's list, which may lag, lacks.
+    pub(super) fn note_answer(&self, called: &Tag, answer: TagState) {
+        let repository = &self.side.repository;
+        if repository.abilities().current_lists {
+            return;
+        }
         let engine = &self.look.topology.engine;
         match answer {
-            TagState::At(_) => engine.note_unlisted(self.place(tag)),
-            TagState::Absent | TagState::Unknown => engine.forget_unlisted(&self.place(tag)),
+            TagState::At(_) => engine.note_unlisted(repository.id(), called),
+            TagState::Absent | TagState::Unknown => {
+                engine.forget_unlisted(&repository.id(), called);
+            }
         }
     }
 
-    /// Notes how many tags production lists, beside those that the ledger knows there.
+    /// Notes what production's list shows: the tags that it lacked before, or none although the
+    /// ledger knows some.
     pub(in crate::look) fn note_list(&self) {
         let Some(list) = &self.list else {
             return;
         };
-        let known = self.known.values().filter(|known| known.digest.is_some());
         let repository = &self.side.repository;
         let engine = &self.look.topology.engine;
-        engine.note_list(repository, list.len(), known.count());
+        engine.forget_listed(&repository.id(), |tag| list.contains_key(tag));
+        let known = self.known.values().filter(|known| known.digest.is_some());
+        let unlisted = match list.is_empty() {
+            true => known.count(),
+            false => 0,
+        };
+        engine.note_list(repository, unlisted);
     }
 
     /// Whether the tag's last result was trouble at a registry whose listing may lag. A listing
