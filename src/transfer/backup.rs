@@ -75,7 +75,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         if let Some(block) = self.block_at(&place, production, None) {
             return Ok(Some(Completion::blocked(block, facts)));
         }
-        let is_kept = self.engine.immutable.keeps(&place, named);
+        let is_kept = self.engine.immutable_backups.keeps(&place, named);
         Ok(is_kept.then(|| Completion::without_backup(immutable(tag), facts)))
     }
 
@@ -113,10 +113,14 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             };
             match self.move_tag(naming).await? {
                 Named::Moved => {
+                    self.engine.immutable_backups.forget(&place);
                     self.note_reason(format!("{tag} names {production} now, as before the move"));
                     return Ok(None);
                 }
                 Named::Immutable => {
+                    if let Some(kept) = facts.destination {
+                        self.engine.immutable_backups.note(&place, kept);
+                    }
                     return Ok(Some(Named::NoBackup(immutable(tag))));
                 }
                 // It was denied meanwhile.

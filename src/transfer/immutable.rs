@@ -1,4 +1,5 @@
-//! Tags that a registry has refused to move: what a plan says of them before the next attempt.
+//! Backup tags that a registry has refused to move: what a plan says of them before the next
+//! attempt.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,9 +12,9 @@ const KEPT: usize = 16_384;
 
 /// The digest at which each tag was kept. Cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub(super) struct ImmutableTags(Arc<Mutex<HashMap<TagId, Digest>>>);
+pub(super) struct ImmutableBackups(Arc<Mutex<HashMap<TagId, Digest>>>);
 
-impl ImmutableTags {
+impl ImmutableBackups {
     /// The registry keeps the tag at this digest.
     pub(super) fn note(&self, place: &TagId, digest: Digest) {
         let mut tags = self.lock();

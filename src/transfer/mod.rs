@@ -79,7 +79,7 @@ use self::companions::KeptCompanions;
 pub use self::completion::{Completion, Cost, Found};
 use self::fan_out::FanOut;
 pub use self::health::Health;
-use self::immutable::ImmutableTags;
+use self::immutable::ImmutableBackups;
 pub use self::limits::Limits;
 use self::limits::RequestPriority;
 pub use self::metrics::Metrics;
@@ -162,7 +162,7 @@ pub struct Engine {
     claims: Claims,
     absent: Absent,
     newest: NewestAnswers,
-    immutable: ImmutableTags,
+    immutable_backups: ImmutableBackups,
     unlisted: UnlistedTags,
     ahead: AheadBudget,
     moves: Moves,
@@ -211,7 +211,7 @@ impl Engine {
             claims: Claims::default(),
             absent: Absent::default(),
             newest: NewestAnswers::default(),
-            immutable: ImmutableTags::default(),
+            immutable_backups: ImmutableBackups::default(),
             unlisted: UnlistedTags::default(),
             ahead: AheadBudget::default(),
             moves: Moves::default(),

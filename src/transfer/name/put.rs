@@ -52,9 +52,6 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
                 }
                 Ok(Put::Immutable) => {
                     self.may_have_arrived = earlier;
-                    if let Some(kept) = self.facts.destination {
-                        promotion.engine.immutable.note(self.naming.place, kept);
-                    }
                     return Ok(Step::Done(Named::Immutable));
                 }
                 Ok(Put::Missing(missing)) => {
@@ -123,7 +120,6 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
         let image = self.naming.image;
         let place = self.naming.place;
         let digest = Some(image.top.digest);
-        promotion.engine.immutable.forget(place);
         promotion
             .engine
             .newest
