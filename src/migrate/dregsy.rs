@@ -249,7 +249,8 @@ fn expression_rule(expression: &str) -> Result<String, String> {
     rules::whole(expression).map_err(|reason| format!("tags: an expression {reason}"))
 }
 
-/// `keep: latest N`, or an expression that every tag must match: a rule of `include` where no other one stands.
+/// `keep: latest N`, or an expression that every tag must match: a rule of `include` where no other
+/// one stands.
 fn keep(kept: &str, is_only_kept: bool, tags: &mut Tags) -> Result<(), String> {
     if let Some(count) = kept.strip_prefix("latest") {
         let count: u64 = count

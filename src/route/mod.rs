@@ -74,11 +74,8 @@ impl Route {
     /// The backup tag of a tag, which has these names at the source and at the destination. `None`:
     /// there is none, or its name would be too long.
     pub fn backup_of(&self, tag: &Tag, there: &Tag) -> Option<Tag> {
-        let backup = self.backup.as_ref()?;
-        self.selection
-            .is_moving(tag)
-            .then(|| backup.name(there))
-            .flatten()
+        let is_moving = self.selection.is_moving(tag);
+        self.backup.as_ref().filter(|_| is_moving)?.name(there)
     }
 
     /// Whether a tag of a destination is the backup of a moving tag there.
@@ -86,7 +83,7 @@ impl Route {
         self.backed_up(tag, naming).is_some()
     }
 
-    /// The moving tag, by its name at the source, whose backup this tag of a destination is.
+    /// The moving tag, by its name at the source, that has this tag of a destination as its backup.
     pub fn backed_up(&self, tag: &Tag, naming: &Naming) -> Option<Tag> {
         let there = self.backup.as_ref()?.original(tag)?;
         let original = naming.original(&there)?;

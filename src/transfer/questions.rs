@@ -5,8 +5,9 @@
 //! looked at again when the answer has come. While a gate has a question that is open for long, jobs
 //! do not wait for it at all, so a gate that hangs holds up neither jobs nor looks of others.
 //!
-//! Each program and service, and the scanner of each registry, is asked a few questions at once. A pass of a program or a service holds for [`HOLDS`],
-//! for the same question by the same gate; any other answer counts once.
+//! Each program and service, and the scanner of each registry, is asked a few questions at once. A
+//! pass of a program or a service holds for [`HOLDS`], for the same question by the same gate; any
+//! other answer counts once.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -81,7 +82,7 @@ pub(super) enum Judge {
     },
 }
 
-/// What takes turns: of one image after the other, all findings come from one scanner.
+/// What answers a few questions at once. A registry has one scanner for all images.
 #[derive(Clone, Debug, PartialEq)]
 enum Turns {
     Asked(Asked),
