@@ -39,14 +39,22 @@ const SOURCE_BOUND: f64 = 0.75;
 const DESTINATION_BOUND: f64 = 0.25;
 /// Parts are given up where they bring less than this of what was brought without them.
 const SLOWER: f64 = 0.5;
+/// The same of the first step, whose connections are all new, and grow.
+const SLOWER_AT_FIRST: f64 = 0.25;
 /// How often a blob is read in parts anew after they were given up.
 const TRIES: u8 = 3;
 /// What parts that made it slower count for in that.
 const SLOW_COSTS: u8 = 2;
 /// A connection is in vain where the source is waited for less than this part of the time.
 const IDLE: f64 = 0.02;
+/// Connections of the first step. A part costs a round trip beside its bytes: two connections bring
+/// hardly more than one that is read to the end.
+const FIRST: usize = 3;
 /// A step that makes it faster by less is undone.
 const FASTER: f64 = 1.1;
+/// Connections that bring so much more than in the time before still grow: TCP needs many round
+/// trips until a new one is as fast as it will be.
+const GROWING: f64 = 1.25;
 /// Reading ahead is not begun for fewer parts.
 pub(super) const LEAST_PARTS: u64 = 8;
 
@@ -109,6 +117,8 @@ pub(super) struct ReadAhead {
     /// How often parts may be tried again.
     tries: u8,
     pace: Pace,
+    /// Bytes a second in the time measured before. `None`: the number of connections has just changed.
+    rate_before: Option<f64>,
     open: OpenPart,
     budget: AheadBudget,
     bounds: bounds::ReadAhead,
@@ -135,6 +145,7 @@ impl ReadAhead {
             has_parts: false,
             tries: TRIES,
             pace: Pace::start(),
+            rate_before: None,
             open,
             budget,
             bounds,
@@ -155,7 +166,10 @@ impl ReadAhead {
         if elapsed < self.bounds.measured {
             return;
         }
-        let enough = 2 * (self.parts.len() as u64 + 1) * self.bounds.part;
+        let enough = match self.mode {
+            Mode::One { .. } => self.bounds.part,
+            Mode::Several { connections, .. } => 2 * connections as u64 * self.bounds.part,
+        };
         let (rate, waited) = (self.pace.rate(), self.pace.share_waited());
         if self.pace.bytes < enough {
             if waited >= DESTINATION_BOUND {
@@ -163,8 +177,16 @@ impl ReadAhead {
             }
             return;
         }
-        self.mode = match self.mode {
-            Mode::One { may_try: true } if self.is_worth_a_try(rate, waited) => self.begin(rate),
+        let grows = self
+            .rate_before
+            .is_none_or(|before| rate >= before * GROWING);
+        let mode = match self.mode {
+            Mode::One { may_try: true } if self.is_fast(rate, waited) => {
+                Mode::One { may_try: false }
+            }
+            Mode::One { may_try: true } if !grows && self.is_worth_a_try(waited) => {
+                self.begin(rate)
+            }
             Mode::One { may_try } => Mode::One { may_try },
             Mode::Several {
                 connections,
@@ -174,9 +196,12 @@ impl ReadAhead {
                 ..IDLE => fewer(connections, before),
                 _ if is_settled => self.mode,
                 ..DESTINATION_BOUND => settled(connections, before),
+                _ if rate < before * FASTER && grows => self.mode,
                 _ => self.after_step(connections, before, rate),
             },
         };
+        self.rate_before = (mode == self.mode).then_some(rate);
+        self.mode = mode;
         self.pace = Pace::start();
     }
 
@@ -191,21 +216,29 @@ impl ReadAhead {
         else {
             return;
         };
-        if elapsed.as_secs_f64() * before * SLOWER < enough as f64 {
+        let is_first_step = connections == FIRST && !is_settled;
+        let share = if is_first_step {
+            SLOWER_AT_FIRST
+        } else {
+            SLOWER
+        };
+        if elapsed.as_secs_f64() * before * share < enough as f64 {
             return;
         }
-        let is_first_step = connections == 2 && !is_settled;
         let costs = if is_first_step { u8::MAX } else { SLOW_COSTS };
         self.give_up_parts(costs);
     }
 
-    fn is_worth_a_try(&self, rate: f64, waited: f64) -> bool {
+    /// Whether the source brings as much as further connections may add. Losses may slow it down
+    /// for a while, and then it would be taken for a slow one.
+    fn is_fast(&self, rate: f64, waited: f64) -> bool {
+        waited >= SOURCE_BOUND && rate > self.bounds.slow as f64
+    }
+
+    fn is_worth_a_try(&self, waited: f64) -> bool {
         let left = self.current.range.end - self.current.range.start;
         let is_one = self.parts.is_empty() && self.current.range.end == self.size;
-        is_one
-            && waited >= SOURCE_BOUND
-            && rate <= self.bounds.slow as f64
-            && left >= LEAST_PARTS * self.bounds.part
+        is_one && waited >= SOURCE_BOUND && left >= LEAST_PARTS * self.bounds.part
     }
 
     /// The connection reads one more part, the next ones begin behind it.
@@ -216,7 +249,7 @@ impl ReadAhead {
         }
         self.current.cut(end);
         Mode::Several {
-            connections: 2,
+            connections: FIRST,
             before: rate,
             is_settled: false,
         }
@@ -232,7 +265,7 @@ impl ReadAhead {
                 before: rate,
                 is_settled: connections >= most,
             },
-            (false, ..=2) => Mode::One { may_try: false },
+            (false, ..=FIRST) => Mode::One { may_try: false },
             (false, _) => settled(connections - 2, before),
         }
     }
@@ -242,7 +275,13 @@ impl ReadAhead {
         let Mode::Several { connections, .. } = self.mode else {
             return;
         };
-        while self.parts.len() + 1 < connections && self.open_part(self.end()) {}
+        while self.busy() < connections && self.open_part(self.end()) {}
+    }
+
+    /// How many connections still bring bytes. A part that has come whole only waits for its turn.
+    fn busy(&self) -> usize {
+        let parts = std::iter::once(&self.current).chain(&self.parts);
+        parts.filter(|part| part.missing() > 0).count()
     }
 
     /// Opens one more part over a further connection. Returns whether it may be opened.
@@ -280,6 +319,7 @@ impl ReadAhead {
         let may_try = self.tries >= costs;
         self.tries = self.tries.saturating_sub(costs);
         self.mode = Mode::One { may_try };
+        self.rate_before = None;
         self.pace = Pace::start();
     }
 

@@ -116,7 +116,7 @@ async fn promoted(parts: impl Fn(usize) -> Answer + Send + Sync + 'static) -> (u
 async fn promoted_by(
     parts: impl Fn(&Asked, usize) -> Answer + Send + Sync + 'static,
 ) -> (usize, usize) {
-    const SIZE: usize = 44 * MIB;
+    const SIZE: usize = 56 * MIB;
     let staging = Scripted::start();
     let production = Scripted::start();
     let image = Image::oci(1, &[SIZE]);

@@ -11,6 +11,8 @@ use super::*;
 const FRAME: u64 = 64 * 1024;
 const MIB: u64 = 1024 * 1024;
 const SIZE: u64 = 256 * MIB;
+/// Time that the first frame takes on a connection that is new, with 16 KiB in a round trip.
+const FIRST_FRAME: Duration = Duration::from_millis(320);
 
 /// A source that is far away: what its connections bring, and how many there were.
 #[derive(Clone)]
@@ -18,6 +20,9 @@ struct Far {
     round_trip: Duration,
     /// Time that one frame takes on a connection.
     frame: Duration,
+    /// So many connections are new: what they bring doubles with each round trip. The others are
+    /// those, used again.
+    new: usize,
     /// Extra connections that may be open at once.
     room: usize,
     /// Each part from this offset on fails.
@@ -45,6 +50,8 @@ struct FarBody {
     far: Far,
     left: Range<u64>,
     pace: Duration,
+    /// When it was opened, if it was new then.
+    new_since: Option<Instant>,
     frame: Pin<Box<Sleep>>,
     _counted: Counted,
 }
@@ -61,7 +68,7 @@ impl Body for FarBody {
             return Poll::Ready(None);
         }
         ready!(self.frame.as_mut().poll(cx));
-        let due = Instant::now() + self.pace;
+        let due = Instant::now() + self.frame_time();
         self.frame.as_mut().reset(due);
         let at = self.left.start;
         let length = FRAME.min(self.left.end - at);
@@ -69,6 +76,16 @@ impl Body for FarBody {
         self.far.read.fetch_add(length, Ordering::Relaxed);
         let bytes = Bytes::from(vec![byte(at); length as usize]);
         Poll::Ready(Some(Ok(Frame::data(bytes))))
+    }
+}
+
+impl FarBody {
+    fn frame_time(&self) -> Duration {
+        let Some(since) = self.new_since else {
+            return self.pace;
+        };
+        let round_trips = since.elapsed().div_duration_f64(self.far.round_trip);
+        self.pace.max(FIRST_FRAME.div_f64(round_trips.exp2()))
     }
 }
 
@@ -81,6 +98,7 @@ impl Far {
         Far {
             round_trip: Duration::from_millis(80),
             frame: Duration::from_millis(3),
+            new: 0,
             room: 16,
             fails_from: u64::MAX,
             part_frame: None,
@@ -99,12 +117,13 @@ impl Far {
     fn connection_at(&self, range: Range<u64>, frame: Duration) -> BlobBody {
         let open = self.open.fetch_add(1, Ordering::Relaxed) + 1;
         self.most.fetch_max(open, Ordering::Relaxed);
-        self.opened.fetch_add(1, Ordering::Relaxed);
+        let is_new = self.opened.fetch_add(1, Ordering::Relaxed) < self.new;
         let counted = Counted(self.open.clone());
         BlobBody::new(FarBody {
             far: self.clone(),
             left: range,
             pace: frame,
+            new_since: is_new.then(Instant::now),
             frame: Box::pin(tokio::time::sleep(frame)),
             _counted: counted,
         })
@@ -140,6 +159,10 @@ impl Far {
 
 /// A body over `far`, and what all bodies may read ahead.
 fn body(far: &Far) -> (BlobBody, AheadBudget, Arc<AtomicBool>) {
+    bounded_body(far, bounds::ReadAhead::default())
+}
+
+fn bounded_body(far: &Far, bounds: bounds::ReadAhead) -> (BlobBody, AheadBudget, Arc<AtomicBool>) {
     let budget = AheadBudget::default();
     let may_be_parted = Arc::new(AtomicBool::new(true));
     let body = ReadAhead::new(
@@ -148,7 +171,7 @@ fn body(far: &Far) -> (BlobBody, AheadBudget, Arc<AtomicBool>) {
         SIZE,
         far.open(),
         budget.clone(),
-        bounds::ReadAhead::default(),
+        bounds,
         may_be_parted.clone(),
     );
     (body.body(), budget, may_be_parted)
@@ -187,6 +210,41 @@ async fn a_slow_source_is_read_over_several_connections() {
     drop(body);
     assert_eq!(far.open.load(Ordering::Relaxed), 0);
     assert_eq!(budget.0.load(Ordering::Relaxed), 0);
+}
+
+/// Over a link of 80 ms the first 8 MiB took most of a second: a connection that fills the link later
+/// was taken for a slow one, and the layer came in parts, in twice the time.
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_still_grows_gets_no_other_beside_it() {
+    let far = Far {
+        frame: Duration::from_millis(1),
+        new: 1,
+        ..Far::new()
+    };
+    let bounds = bounds::ReadAhead {
+        slow: 48 * MIB,
+        ..bounds::ReadAhead::default()
+    };
+    let (mut body, ..) = bounded_body(&far, bounds);
+    let (at, _) = read(&mut body, Duration::ZERO).await;
+    assert_eq!(at, SIZE);
+    assert_eq!(far.opened.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn connections_that_still_grow_are_not_given_up() {
+    let far = Far {
+        new: bounds::ReadAhead::default().connections,
+        ..Far::new()
+    };
+    let (mut body, ..) = body(&far);
+    let began = Instant::now();
+    let (at, _) = read(&mut body, Duration::ZERO).await;
+    assert_eq!(at, SIZE);
+    let most = far.most.load(Ordering::Relaxed);
+    assert_eq!(most, bounds::ReadAhead::default().connections);
+    let alone = far.frame * u32::try_from(SIZE / FRAME).unwrap();
+    assert!(began.elapsed() < alone * 3 / 4, "{:?}", began.elapsed());
 }
 
 #[tokio::test(start_paused = true)]
