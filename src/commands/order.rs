@@ -422,7 +422,7 @@ impl PairPromotion<'_> {
             source_at: (self.from.whole().abilities().current_lists).then_some(listed.at),
             destination_at: listed.at,
             look_began: self.began,
-            asked: self.asked,
+            news: Some(self.asked),
             fresh: listed
                 .destination
                 .as_ref()

@@ -147,6 +147,12 @@ impl Cause {
         matches!(self, Cause::Poll | Cause::Verify)
     }
 
+    /// Whether it is a reason to try again what was refused. A queue delivers a message again until
+    /// the message is done with.
+    pub fn is_news(self) -> bool {
+        !matches!(self, Cause::Poll | Cause::Verify | Cause::Queue)
+    }
+
     /// Whether a fresh hint about production is good enough: for the routine poll only.
     pub fn trusts_hints(self) -> bool {
         self == Cause::Poll
@@ -316,9 +322,9 @@ pub struct Job {
     pub destination_at: Instant,
     /// When the look began: what hints have seen since then needs no asking.
     pub look_began: Timestamp,
-    /// When what the job does was asked for, on tokio's clock: a look that repeats an earlier one
-    /// keeps its time. What was refused since then is not tried again.
-    pub asked: Instant,
+    /// When there was news last, on tokio's clock: a look that repeats an earlier one keeps its
+    /// time. What was refused before is tried again; without news it is not.
+    pub news: Option<Instant>,
     /// The destination listing was empty: skip existence checks for anything not in the index.
     pub fresh: bool,
     /// Why.
@@ -377,7 +383,7 @@ impl Job {
             source_at: None,
             destination_at: Instant::now(),
             look_began: clock::now(),
-            asked: Instant::now(),
+            news: Some(Instant::now()),
             fresh: false,
             cause: Cause::Decision,
             actor,

@@ -429,15 +429,13 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
         }
     }
 
-    /// When the look was asked for. One that repeats another is asked for with the first.
-    fn asked(&self) -> Instant {
+    /// When there was news: a look may have waited for its turn, and one that repeats another keeps
+    /// the time of the first.
+    fn news(&self) -> Option<Instant> {
         let request = &self.look.request;
         let is_repeated = request.attempt > 0;
-        if is_repeated {
-            request.asked
-        } else {
-            self.look.began
-        }
+        let news = request.news?;
+        Some(if is_repeated { news } else { self.look.began })
     }
 
     fn job(&self, tag: &Tag, compared: &Compared) -> Job {
@@ -454,7 +452,7 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
             source_at: compared.source_at,
             destination_at: compared.destination_at,
             look_began: self.began,
-            asked: self.asked(),
+            news: self.news(),
             fresh: self.list.as_ref().is_some_and(DestinationTags::is_empty),
             cause: look.request.cause,
             actor: look.request.actor.clone(),

@@ -51,9 +51,9 @@ pub struct LookRequest {
     pub may_precede: bool,
     /// Looks before this one that did not see what was pushed.
     pub attempt: u8,
-    /// When it was asked for, also where a look is repeated. On tokio's clock: the wall clock may be
-    /// set back meanwhile.
-    pub asked: Instant,
+    /// When the news came that it is for, also where a look is repeated; `None`: there is no news. On
+    /// tokio's clock: the wall clock may be set back meanwhile.
+    pub news: Option<Instant>,
 }
 
 impl LookRequest {
@@ -72,7 +72,7 @@ impl LookRequest {
             pushers: BTreeMap::new(),
             may_precede: false,
             attempt: 0,
-            asked: Instant::now(),
+            news: cause.is_news().then(Instant::now),
         }
     }
 

@@ -137,7 +137,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             self.corruption_of(&blob.digest),
         ]
         .iter()
-        .find_map(|subject| refusals.held(subject, self.job.cause, self.job.asked))
+        .find_map(|subject| refusals.held(subject, self.job.news))
         .map_or(Ok(()), Err)
     }
 

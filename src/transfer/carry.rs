@@ -127,11 +127,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     pub(super) async fn put(&self, image: &Image, manifest: &Manifest) -> Result<Put, Fault> {
         self.is_not_denied(&manifest.digest)?;
         let refusal = self.refusal_of(&manifest.digest);
-        if let Some(fault) = self
-            .engine
-            .refusals
-            .held(&refusal, self.job.cause, self.job.asked)
-        {
+        if let Some(fault) = self.engine.refusals.held(&refusal, self.job.news) {
             return Err(fault);
         }
         for _ in 0..self.engine.settings.bounds.repairs {

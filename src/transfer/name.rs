@@ -265,11 +265,8 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
 
     async fn prepare(&mut self) -> Result<Step, Fault> {
         let promotion = self.promotion;
-        if let Some(fault) = promotion.engine.refusals.held(
-            &self.refusal(),
-            promotion.job.cause,
-            promotion.job.asked,
-        ) {
+        let refusals = &promotion.engine.refusals;
+        if let Some(fault) = refusals.held(&self.refusal(), promotion.job.news) {
             return Err(fault);
         }
         let replaces = self.naming.planned.destination;

@@ -2,8 +2,8 @@
 //!
 //! Remembered with their cause are: a blob that was corrupt twice, a blob that the registry does
 //! not take (quota, size, rights), and a manifest that it refuses. Other jobs of the same look and
-//! routine looks then fail with that cause and move no byte. A retry follows another digest, an
-//! explicit request, an event, a new process or config, or a long time.
+//! looks without news then fail with that cause and move no byte. A retry follows another digest,
+//! an explicit request, an event, a new process or config, or a long time.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use crate::endpoint::{Origin, RepositoryId};
 use crate::fault::{Class, Fault, clip};
-use crate::job::{Cause, TagId};
+use crate::job::TagId;
 use crate::oci::{Digest, RepositoryName, Tag};
 
 /// Most refusals that are remembered.
@@ -94,14 +94,14 @@ impl Refusals {
         self.lock().remove(subject);
     }
 
-    /// The refusal that applies to a job of this cause that was asked for at that time.
-    pub(super) fn held(&self, subject: &Subject, cause: Cause, asked: Instant) -> Option<Fault> {
+    /// The refusal that applies to a job. `news`: when there was a reason to try again.
+    pub(super) fn held(&self, subject: &Subject, news: Option<Instant>) -> Option<Fault> {
         let refusal = self
             .lock()
             .get(subject)
             .filter(|refusal| refusal.lasts())
             .cloned()?;
-        if !is_routine(cause) && refusal.at < asked {
+        if news.is_some_and(|news| refusal.at < news) {
             return None;
         }
         let text = format!(
@@ -114,11 +114,6 @@ impl Refusals {
     fn lock(&self) -> MutexGuard<'_, HashMap<Subject, Refusal>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Whether looks of this cause repeat without a sign of change.
-fn is_routine(cause: Cause) -> bool {
-    matches!(cause, Cause::Poll | Cause::Verify | Cause::Queue)
 }
 
 #[cfg(test)]
@@ -135,50 +130,39 @@ mod tests {
         }
     }
 
-    fn held(refusals: &Refusals, content: &str, cause: Cause) -> Option<Fault> {
-        let asked = Instant::now() + Duration::from_secs(1);
-        refusals.held(&subject(content), cause, asked)
+    /// What holds for a look without news.
+    fn held(refusals: &Refusals, content: &str) -> Option<Fault> {
+        refusals.held(&subject(content), None)
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_refusal_holds_for_routine_looks_until_something_changed() {
         let refusals = Refusals::default();
         refusals.note(subject("a"), &Fault::rejected("no space left"));
-        let refusal = held(&refusals, "a", Cause::Poll).unwrap();
+        let refusal = held(&refusals, "a").unwrap();
         assert_eq!(refusal.class(), Class::Rejected);
         assert!(
             refusal.to_string().starts_with("no space left"),
             "{refusal}"
         );
+        assert!(held(&refusals, "b").is_none(), "another digest");
+        let at = |seconds| Some(Instant::now() + Duration::from_secs(seconds));
+        assert!(refusals.held(&subject("a"), at(1)).is_none(), "news");
         assert!(
-            held(&refusals, "b", Cause::Poll).is_none(),
-            "another digest"
+            refusals.held(&subject("a"), at(0)).is_some(),
+            "the other jobs of the look that was refused"
         );
-        for asked in [
-            Cause::Cli,
-            Cause::Ping,
-            Cause::Webhook,
-            Cause::Signal,
-            Cause::Start,
-        ] {
-            assert!(held(&refusals, "a", asked).is_none(), "{asked}");
-            let same_look = refusals.held(&subject("a"), asked, Instant::now());
-            assert!(
-                same_look.is_some(),
-                "{asked}: the other jobs of the look that was refused"
-            );
-        }
         tokio::time::advance(LONG).await;
-        assert!(held(&refusals, "a", Cause::Poll).is_none(), "a long time");
+        assert!(held(&refusals, "a").is_none(), "a long time");
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_missing_right_is_asked_about_sooner() {
         let refusals = Refusals::default();
         refusals.note(subject("a"), &Fault::new(Class::Auth, "denied"));
-        assert!(held(&refusals, "a", Cause::Verify).is_some());
+        assert!(held(&refusals, "a").is_some());
         tokio::time::advance(LONG_FOR_RIGHTS).await;
-        assert!(held(&refusals, "a", Cause::Verify).is_none());
+        assert!(held(&refusals, "a").is_none());
     }
 
     #[tokio::test(start_paused = true)]
@@ -188,11 +172,8 @@ mod tests {
             refusals.note(subject(&number.to_string()), &Fault::rejected("no"));
         }
         assert_eq!(refusals.lock().len(), MOST);
-        assert!(
-            held(&refusals, "0", Cause::Poll).is_some(),
-            "the old ones stay"
-        );
+        assert!(held(&refusals, "0").is_some(), "the old ones stay");
         refusals.forget(&subject("0"));
-        assert!(held(&refusals, "0", Cause::Poll).is_none());
+        assert!(held(&refusals, "0").is_none());
     }
 }

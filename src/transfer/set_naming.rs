@@ -247,7 +247,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         let job = self.job;
         let subject = refusals::Subject::of_name(&job.key.destination, *digest);
         let refusals = &self.engine.refusals;
-        refusals.held(&subject, job.cause, job.asked)
+        refusals.held(&subject, job.news)
     }
 
     /// Waits for the job's turn in its set. Returns why it does not come, if so.

@@ -9,7 +9,6 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
-use tokio::time::Instant;
 
 use super::Engine;
 use super::Promotion;
@@ -19,7 +18,7 @@ use crate::clock;
 use crate::decision::{Block, Candidate, InForce, Verdict, expiry_time};
 use crate::endpoint::{Destination, Source, is_clock_off};
 use crate::fault::Fault;
-use crate::job::{Cause, Outcome, TagId};
+use crate::job::{Outcome, TagId};
 use crate::ledger::{Carrying, RunFacts};
 use crate::oci::{Digest, Manifest};
 
@@ -78,7 +77,7 @@ impl Engine {
     /// The refusal of an earlier job to move a tag back, where it still holds for polls.
     pub fn refused_way_back(&self, place: &TagId, to: Digest) -> Option<Fault> {
         let subject = refusals::Subject::of_name(place, to);
-        self.refusals.held(&subject, Cause::Poll, Instant::now())
+        self.refusals.held(&subject, None)
     }
 }
 

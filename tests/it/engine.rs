@@ -132,7 +132,7 @@ impl World {
             source_at: None,
             destination_at: Instant::now(),
             look_began: blobferry::clock::now(),
-            asked: Instant::now(),
+            news: Some(Instant::now()),
             fresh: false,
             cause: Cause::Cli,
             actor: Actor::daemon(),

@@ -125,7 +125,7 @@ async fn a_rollback_by_hand_stays_after_an_answer_was_lost() {
     lose_the_next_write(&world);
     let late = Job {
         look_began: blobferry::clock::now(),
-        asked: Instant::now(),
+        news: Some(Instant::now()),
         ..world.job("app", "latest")
     };
     advance(2 * SECOND).await;
@@ -775,7 +775,7 @@ async fn a_failed_adoption_is_no_drift() {
             ..FIXED
         },
         look_began: blobferry::clock::now(),
-        asked: Instant::now(),
+        news: Some(Instant::now()),
         ..world.job("app", "latest")
     };
     assert_eq!(world.settled(&job()).await.result, Outcome::Failed);

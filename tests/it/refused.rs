@@ -128,7 +128,7 @@ async fn polls_do_not_send_what_was_refused() {
         let job = Job {
             cause: Cause::Poll,
             look_began: blobferry::clock::now(),
-            asked: Instant::now(),
+            news: None,
             ..world.job("app", "v1")
         };
         world.run(&job).await
@@ -162,7 +162,7 @@ async fn polls_do_not_send_a_manifest_that_was_refused_under_its_tag() {
         let job = Job {
             cause,
             look_began: blobferry::clock::now(),
-            asked: Instant::now(),
+            news: cause.is_news().then(Instant::now),
             ..world.job("app", "v1")
         };
         world.run(&job).await

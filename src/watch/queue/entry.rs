@@ -216,7 +216,7 @@ impl Waiting {
             (false, true) => request.attempt,
             _ => self.request.attempt.min(request.attempt),
         };
-        self.request.asked = self.request.asked.max(request.asked);
+        self.request.news = self.request.news.max(request.news);
         self.request.tags = match (std::mem::take(&mut self.request.tags), request.tags) {
             (ours, theirs) if ours.is_empty() || theirs.is_empty() => Vec::new(),
             (mut ours, theirs) => {

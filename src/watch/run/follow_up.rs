@@ -72,6 +72,8 @@ impl<B: Repositories> Watch<B> {
             }
             let request = LookRequest {
                 run_id: run_id(),
+                // What was refused of it stays so.
+                news: None,
                 ..LookRequest::new(vec![tag.tag], cause, Actor::daemon())
             };
             self.queue.add_at(key, request, None, now, now);
@@ -92,6 +94,7 @@ pub(super) fn again(request: &LookRequest) -> LookRequest {
         options: PassOptions::default(),
         run_id: run_id(),
         may_precede: false,
+        news: None,
         // The engine knows them.
         pushers: BTreeMap::new(),
         ..request.clone()

@@ -723,7 +723,7 @@ fn by_hand(
         source_at: None,
         destination_at: tokio::time::Instant::now(),
         look_began: blobferry::clock::now(),
-        asked: tokio::time::Instant::now(),
+        news: Some(tokio::time::Instant::now()),
         fresh: false,
         cause: Cause::Cli,
         actor: Actor::daemon(),
