@@ -761,7 +761,8 @@ impl Oracle {
                 .ledger
                 .get(&there)
                 .is_some_and(|known| known.written == Some(production));
-            if staging == digest && production != digest && ours {
+            let is_accepted = self.is_accepted(&there, digest, Some(production));
+            if staging == digest && production != digest && ours && !is_accepted {
                 let text = format!("the digest is in conflict under {}", source.tag);
                 self.find("a digest in conflict gets no moving tag", Some(place), text);
             }

@@ -242,6 +242,8 @@ pub struct People {
     versions: u64,
     /// What production tags named, the newest last.
     past: Vec<(Place, Digest)>,
+    /// What was accepted.
+    accepted: Vec<Accept>,
 }
 
 impl People {
@@ -259,6 +261,7 @@ impl People {
             trace: trace.clone(),
             versions: 0,
             past: Vec::new(),
+            accepted: Vec::new(),
         }
     }
 
@@ -274,9 +277,26 @@ impl People {
         self.trace.note(Event::Person { text });
     }
 
-    /// Does something, where there is an occasion for it.
+    /// Does something along any route, where there is an occasion for it.
     pub fn act(&mut self, deed: Deed, draw: &mut Draw) {
         let rules = draw.pick(&self.routes);
+        self.act_along(&rules, deed, draw);
+    }
+
+    /// Pushes, or lets a moving tag go back, along a route that compares versions or keeps backups.
+    pub fn move_along(&mut self, draw: &mut Draw) {
+        let routes = self.routes.iter().filter(|rules| rules.follows_moves());
+        let routes: Vec<Rules> = routes.cloned().collect();
+        let deed = draw.pick(&[
+            Deed::PushVersion,
+            Deed::PushVersion,
+            Deed::PushMoving,
+            Deed::GoBack,
+        ]);
+        self.act_along(&draw.pick(&routes), deed, draw);
+    }
+
+    fn act_along(&mut self, rules: &Rules, deed: Deed, draw: &mut Draw) {
         let (staging, production) = (
             self.registry(&rules.source.0),
             self.registry(&rules.destination.0),
@@ -472,9 +492,7 @@ impl People {
     /// Pushes to the members of a set: a new version, what one of them lacks of a version, or the
     /// moving tags go back to an older one.
     pub fn push_set(&mut self, draw: &mut Draw) {
-        let members = self.routes.iter().filter(|rules| rules.set.is_some());
-        let mut members: Vec<Rules> = members.cloned().collect();
-        members.dedup_by(|one, other| one.source == other.source);
+        let members = self.members();
         let versions = self.versions_of(&members);
         let moves = draw.percent(70);
         let known = (!versions.is_empty()).then(|| draw.pick(&versions));
@@ -488,6 +506,20 @@ impl People {
                 self.push_missing(&come, &version, moves, draw);
             }
         }
+    }
+
+    /// Pushes a new version of all members of a set, under their moving tag as well.
+    pub fn push_release(&mut self, draw: &mut Draw) {
+        let version = self.next_version(draw);
+        self.push_missing(&self.members(), &version, true, draw);
+    }
+
+    /// The routes of a set, one for each source.
+    fn members(&self) -> Vec<Rules> {
+        let members = self.routes.iter().filter(|rules| rules.set.is_some());
+        let mut members: Vec<Rules> = members.cloned().collect();
+        members.dedup_by(|one, other| one.source == other.source);
+        members
     }
 
     /// The fixed tags in the members' repositories.
@@ -594,22 +626,60 @@ impl People {
     }
 
     /// A tag with other digests on both sides, of which a person takes staging's.
-    pub fn pick_accept(&self, draw: &mut Draw) -> Option<Accept> {
-        let (rules, tag) = self.pick_source(draw)?;
-        let staging = self.registry(&rules.source.0);
-        let digest = staging.tagged(&name(&rules.source.1), &tag)?;
-        let replaces = self.in_production(&rules, &tag)?;
-        let place = Place {
-            registry: rules.destination.0.clone(),
-            repository: rules.destination.1.clone(),
-            tag: tag.as_str().into(),
-        };
+    pub fn pick_accept(&mut self, draw: &mut Draw) -> Option<Accept> {
         // The daemon refuses one of a route that observes.
-        (digest != replaces && !rules.observes).then_some(Accept {
-            place,
-            digest,
-            replaces,
-        })
+        let writing = self.routes.iter().filter(|rules| !rules.observes);
+        let differing: Vec<Accept> = writing.flat_map(|rules| self.differing(rules)).collect();
+        let accept = (!differing.is_empty()).then(|| draw.pick(&differing))?;
+        self.accepted.push(accept.clone());
+        Some(accept)
+    }
+
+    /// The tags of a route with other digests on both sides.
+    fn differing(&self, rules: &Rules) -> Vec<Accept> {
+        let (staging, from) = (self.registry(&rules.source.0), name(&rules.source.1));
+        let tags = staging.tags(&from).into_iter();
+        let taken =
+            tags.filter(|tag| rules.takes(tag.as_str()) && !tag.as_str().starts_with("sha256-"));
+        let differing = taken.filter_map(|tag| {
+            let digest = staging.tagged(&from, &tag)?;
+            let replaces = self.in_production(rules, &tag)?;
+            let place = Place {
+                registry: rules.destination.0.clone(),
+                repository: rules.destination.1.clone(),
+                tag: tag.as_str().into(),
+            };
+            (digest != replaces).then_some(Accept {
+                place,
+                digest,
+                replaces,
+            })
+        });
+        differing.collect()
+    }
+
+    /// Lets a production tag name again what an accept replaced.
+    pub fn undo_accept(&mut self, draw: &mut Draw) {
+        let done = self.accepted.iter().filter(|accept| {
+            let place = &accept.place;
+            let production = self.registry(&place.registry);
+            let to = name(&place.repository);
+            production.tagged(&to, &tag(&place.tag)) == Some(accept.digest)
+                && production.holds(&to, &accept.replaces)
+        });
+        let done: Vec<Accept> = done.cloned().collect();
+        if done.is_empty() {
+            return;
+        }
+        let Accept {
+            place, replaces, ..
+        } = draw.pick(&done);
+        self.say(format!(
+            "lets {} of production {}/{} name again what an accept replaced",
+            place.tag, place.registry, place.repository
+        ));
+        let production = self.registry(&place.registry);
+        production.tag(&name(&place.repository), &tag(&place.tag), Some(replaces));
     }
 
     /// What a person holds or denies.

@@ -9,7 +9,7 @@ use blobferry::oci::Digest;
 
 use super::guards::Guarded;
 use super::oracle::Finding;
-use super::trace::{About, Answer, By, Call, Entry, Event, Operation, Place};
+use super::trace::{About, Answer, By, Call, Entry, Event, Operation, Place, Rules};
 
 /// Most lines of a story, where `SIMULATE_LINES` does not say: the newest are told.
 const LINES: usize = 60;
@@ -114,20 +114,8 @@ impl Teller<'_> {
                 Some(format!("process {process} starts {with}"))
             }
             Event::Configured { process, rules } => {
-                let rules = rules.iter().map(|rules| {
-                    let (from, to) = (&rules.source, &rules.destination);
-                    let moving = rules.moving.join(" ");
-                    let keeps = format!("existing {:?}, drift {:?}", rules.existing, rules.drift)
-                        .to_lowercase();
-                    format!(
-                        "{}: {}/{} to {}/{}, moving {moving}, {keeps}",
-                        rules.route, from.0, from.1, to.0, to.1
-                    )
-                });
-                Some(format!(
-                    "process {process} goes by: {}",
-                    rules.collect::<Vec<_>>().join("; ")
-                ))
+                let rules: Vec<String> = rules.iter().map(rules_shown).collect();
+                Some(format!("process {process} goes by: {}", rules.join("; ")))
             }
             Event::Killed { process } => Some(format!("process {process} is killed")),
             Event::Stopped { process } => Some(format!("process {process} has drained")),
@@ -288,4 +276,30 @@ impl Teller<'_> {
 
 fn shown(place: &Place) -> String {
     format!("{}/{}:{}", place.registry, place.repository, place.tag)
+}
+
+fn rules_shown(rules: &Rules) -> String {
+    let (from, to) = (&rules.source, &rules.destination);
+    let keeps = format!("existing {:?}, drift {:?}", rules.existing, rules.drift).to_lowercase();
+    let mut shown = format!(
+        "{}: {}/{} to {}/{}, {keeps}",
+        rules.route, from.0, from.1, to.0, to.1
+    );
+    let lists = [
+        ("takes", &rules.include),
+        ("without", &rules.exclude),
+        ("moving", &rules.moving),
+        ("forward only", &rules.forward_only),
+    ];
+    for (what, patterns) in lists.iter().filter(|(_, patterns)| !patterns.is_empty()) {
+        let _ = write!(shown, ", {what} {}", patterns.join(" "));
+    }
+    if let Some(set) = &rules.set {
+        let _ = write!(shown, ", of set {set}");
+    }
+    let traits = [("observes", rules.observes), ("backs up", rules.backs_up)];
+    for (name, _) in traits.iter().filter(|(_, has)| *has) {
+        let _ = write!(shown, ", {name}");
+    }
+    shown
 }

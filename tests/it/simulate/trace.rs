@@ -156,6 +156,11 @@ impl Rules {
         self.is_moving(tag) && matches_any(&self.forward_only, tag)
     }
 
+    /// Whether it matters what its moving tags named before.
+    pub fn follows_moves(&self) -> bool {
+        self.backs_up || !self.forward_only.is_empty()
+    }
+
     /// Leaves out these tags, and backups.
     pub fn exclude_alone(&mut self, pattern: &str) {
         let backups = format!("{BACKUP}*");

@@ -53,7 +53,7 @@ fn go_forward(mut draw: Draw, routes: &mut [Rules]) {
 
 /// A member of a set has one source, and writes.
 fn form_a_set(mut draw: Draw, routes: &mut [Rules]) {
-    if !draw.percent(30) {
+    if !draw.percent(40) {
         return;
     }
     let may_join = |rules: &Rules| !rules.wild && !rules.observes;
@@ -65,15 +65,12 @@ fn form_a_set(mut draw: Draw, routes: &mut [Rules]) {
     }
 }
 
-/// In some worlds the registry of a set's member refuses one of its tags for good.
+/// The registry of a set's member refuses one of its tags from now on.
 pub fn refuse_a_member(mut draw: Draw, routes: &[Rules], registries: &[Registry]) {
     let members = routes.iter().filter(|rules| rules.set.is_some());
     let members: Vec<&Rules> = members.collect();
-    if members.is_empty() || !draw.percent(35) {
-        return;
-    }
     let (registry, repository) = draw.pick(&members).destination.clone();
-    let tag = draw.pick(&["latest", "latest", "v1", "v2", "v3"]);
+    let tag = draw.pick(&["latest", "latest", "latest", "v1", "v2", "v3"]);
     let at = registries.iter().filter(|known| *known.name() == registry);
     at.for_each(|known| {
         let refused = (repository.to_string(), tag.to_owned());

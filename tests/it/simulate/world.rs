@@ -135,7 +135,11 @@ enum Happening {
     Promote,
     RollBack,
     Accept,
+    Undo,
     PushSet,
+    RefuseMember,
+    PushRelease,
+    MoveAlong,
 }
 
 impl World {
@@ -161,7 +165,6 @@ impl World {
             guard(chance.of("gates"), &mut routes);
         }
         traits::draw(chance, &mut routes);
-        traits::refuse_a_member(chance.of("refused member"), &routes, &registries);
         let largest = draw.pick(&[3_000, 50_000, 200_000]);
         let library = Library::new(chance, &trace, largest);
         let people = People::new(library, registries.clone(), routes.clone(), &trace);
@@ -298,6 +301,9 @@ impl World {
         };
         let moments = people::moments(&mut accept_draw, accepts, within);
         happenings.extend(moments.into_iter().map(|at| (at, Happening::Accept)));
+        let undone = accept_draw.below(accepts + 1);
+        let moments = people::moments(&mut accept_draw, undone, within);
+        happenings.extend(moments.into_iter().map(|at| (at, Happening::Undo)));
         let mut set_draw = chance.of("pushes to a set");
         let pushes = match routes.iter().any(|rules| rules.set.is_some()) {
             true => set_draw.between(2, 8),
@@ -305,7 +311,27 @@ impl World {
         };
         let moments = people::moments(&mut set_draw, pushes, within);
         happenings.extend(moments.into_iter().map(|at| (at, Happening::PushSet)));
+        let mut refusing = chance.of("refused member");
+        if pushes > 0 && refusing.percent(50) {
+            let at = match refusing.percent(40) {
+                true => Duration::ZERO,
+                // By then tags are named to which there is a way back.
+                false => within + refusing.millis(60_000, 240_000),
+            };
+            happenings.push((at, Happening::RefuseMember));
+            let releases = [refusing.millis(0, 10_000), at + refusing.millis(0, 10_000)];
+            happenings.extend(releases.map(|at| (at, Happening::PushRelease)));
+        }
+        let mut along = chance.of("moves along");
+        let moves = match routes.iter().any(Rules::follows_moves) {
+            true => along.between(3, 12),
+            false => 0,
+        };
+        let moments = people::moments(&mut along, moves, within);
+        happenings.extend(moments.into_iter().map(|at| (at, Happening::MoveAlong)));
         happenings.sort_unstable();
+        let last = happenings.last().map(|(at, _)| *at);
+        let end = last.map_or(within, |last| last.max(within));
         let judge = Arc::new(Judge::new(chance, &trace, within));
         let start = |number, stores: &Stores, routes: &[Rules]| {
             Process::start(
@@ -329,16 +355,27 @@ impl World {
             tokio::time::sleep_until(trace.moment(at)).await;
             let mut draw = chance.of(("happening", nth));
             match happening {
-                Happening::Deed | Happening::PushSet => {
+                Happening::Deed
+                | Happening::PushSet
+                | Happening::PushRelease
+                | Happening::MoveAlong
+                | Happening::Undo => {
                     let before = named(&registries, &routes);
                     match happening {
                         Happening::PushSet => people.push_set(&mut draw),
+                        Happening::PushRelease => people.push_release(&mut draw),
+                        Happening::MoveAlong => people.move_along(&mut draw),
+                        Happening::Undo => people.undo_accept(&mut draw),
                         _ => people.act(draw.pick(&deeds), &mut draw),
                     }
                     let changes = named(&registries, &routes);
                     for notice in changes.notices(&before, &notices, &mut draw) {
                         process.notify(notice);
                     }
+                }
+                Happening::RefuseMember => {
+                    traits::refuse_a_member(draw, &routes, &registries);
+                    note_closed(&trace, &registries, &in_force);
                 }
                 Happening::Ask => {
                     if let Some((rules, tag)) = people.pick_source(&mut draw) {
@@ -406,8 +443,7 @@ impl World {
                     }
                 }
                 Happening::Accept => {
-                    let picked = (0..TRIES).find_map(|_| people.pick_accept(&mut draw));
-                    if let Some(accept) = picked {
+                    if let Some(accept) = people.pick_accept(&mut draw) {
                         process.decide(nth as u64, Covers::Accept(accept));
                     }
                 }
@@ -419,7 +455,7 @@ impl World {
                 }
             }
         }
-        tokio::time::sleep_until(trace.moment(within)).await;
+        tokio::time::sleep_until(trace.moment(end)).await;
         registries
             .iter()
             .for_each(|registry| registry.set(|settings| settings.busy_every = None));
@@ -438,10 +474,10 @@ impl World {
             sessions.sum::<usize>() == 0 && oracle::is_settled(&trace.entries())
         };
         let mut waited = SHORT_CALM;
-        tokio::time::sleep_until(trace.moment(within + waited)).await;
+        tokio::time::sleep_until(trace.moment(end + waited)).await;
         while waited < CALM && !is_idle() {
             waited *= 2;
-            tokio::time::sleep_until(trace.moment(within + waited)).await;
+            tokio::time::sleep_until(trace.moment(end + waited)).await;
         }
         // A drain keeps sessions that a later process goes on with; here nothing was under way for
         // long.

@@ -118,7 +118,12 @@ impl Guards {
             Guarded::Released { ids } => self
                 .decisions
                 .retain(|_, decided| !decided.id.is_some_and(|id| ids.contains(&id))),
-            Guarded::AllReleased => self.decisions.clear(),
+            Guarded::AllReleased => {
+                // What is being decided meanwhile may come before or after.
+                self.decisions.retain(|_, decided| decided.id.is_none());
+                let deciding = self.decisions.values_mut();
+                deciding.for_each(|decided| decided.is_over = true);
+            }
             Guarded::Judged {
                 process,
                 question,

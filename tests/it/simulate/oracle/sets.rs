@@ -118,7 +118,8 @@ impl Oracle {
             self.versions_of(member, &named, since)
         });
         let common = versions.reduce(|common, versions| &common & &versions);
-        if common.is_none_or(|common| common.is_empty()) {
+        // Without a member that took the tag all along, nothing is known.
+        if common.is_some_and(|common| common.is_empty()) {
             let text = "its members have no fixed tag in common".to_owned();
             self.find("a moving tag of a set names one version", Some(place), text);
         }
@@ -371,8 +372,9 @@ impl Oracle {
                 && self.now(&member.source) == self.now(&member.destination)
         });
         let refused = members.iter().find(|member| {
-            let is_refused = self.closed.contains(&member.destination);
-            is_refused && self.now(&member.source).is_some()
+            let staging = self.now(&member.source);
+            let is_other = staging.is_some() && staging != self.now(&member.destination);
+            is_other && self.closed.contains(&member.destination)
         });
         if let Some((named, refused)) = named.zip(refused) {
             let text = format!("{} is refused at {}", tag, refused.rules.route);
