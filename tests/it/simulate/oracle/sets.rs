@@ -307,13 +307,16 @@ impl Oracle {
 
     /// The moving tags of a torn set have gone back.
     fn finish_ways_back(&mut self, set: &Arc<str>, tag: &Arc<str>, members: &[MemberTag]) {
-        let is_clean = self.lost.is_none() && self.collected.is_empty();
+        let is_clean = self.lost.is_none();
         let torn = self.torn_of(set, tag).filter(|(_, torn)| torn.goes_back);
         let firm = torn.filter(|(at, torn)| is_clean && !self.may_be_mended(*at, torn, members));
         let moves = firm.flat_map(|(_, torn)| &torn.moves);
         let stays = moves.filter(|(place, digest, previous)| {
             let leads_here = members.iter().any(|member| member.destination == *place);
-            let may_go = previous.is_some_and(|previous| {
+            // What was there before may be gone.
+            let here = (place.registry.clone(), place.repository.clone());
+            let is_kept = !self.collected.contains_key(&here);
+            let may_go = previous.filter(|_| is_kept).is_some_and(|previous| {
                 !self.guards.may_be_denied(previous) && !self.hopeless.contains(&(None, previous))
             });
             let is_ours = self.truth.get(place).is_some_and(|changes| {
