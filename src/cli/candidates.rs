@@ -11,6 +11,7 @@ use serde_json::Value;
 use tokio::time::timeout;
 
 use super::socket::Socket;
+use super::typed_words::TypedWords;
 use super::{Arguments, environment, load};
 use crate::config::{RegistryKind, state_path};
 use crate::endpoint::Origin;
@@ -61,20 +62,16 @@ struct Line {
 impl Line {
     /// `None`: the last word is nothing that the daemon knows.
     fn read(text: &str) -> Option<Line> {
-        let mut words: Vec<&str> = text.split_whitespace().collect();
-        let word = match text.ends_with(char::is_whitespace) {
-            true => "",
-            false => words.pop()?,
-        };
+        let words = TypedWords::read(text);
         let mut root = Arguments::command();
         root.build();
         let mut typed = Typed::new(&root);
-        for word in words.into_iter().skip(1) {
+        for word in words.complete.iter().skip(1) {
             typed.take(word)?;
         }
         Some(Line {
-            kind: typed.kind_of(word)?,
-            word: word.to_owned(),
+            kind: typed.kind_of(&words.last)?,
+            word: words.last,
             config: typed.config,
             state: typed.state,
         })
@@ -456,6 +453,10 @@ mod tests {
         for text in ["-ca.yaml", "-qc a.yaml", "-c a.yaml", "-qca.yaml"] {
             let line = Line::read(&format!("blobferry {text} why app:v"));
             assert_eq!(line.unwrap().config, Some("a.yaml".into()), "{text}");
+        }
+        for text in ["-c \"my a.yaml\"", "-c my\\ a.yaml", "--config='my a.yaml'"] {
+            let line = Line::read(&format!("blobferry {text} why app:v"));
+            assert_eq!(line.unwrap().config, Some("my a.yaml".into()), "{text}");
         }
         let line = Line::read("blobferry -c ~/a.yaml why app:v").unwrap();
         let home = environment("HOME").unwrap();

@@ -32,6 +32,7 @@ mod schema;
 mod socket;
 mod status;
 mod sync;
+mod typed_words;
 mod why;
 
 use std::ffi::OsString;

@@ -58,6 +58,18 @@ async fn assert_known_are_offered(stage: &Stage) {
     }
 }
 
+/// However the name of a config with a space in it is typed, that config is the one that is asked.
+async fn assert_config_with_a_space_is_asked(ferry: &Ferry) {
+    let config = ferry.path("blobferry.yaml");
+    let copy = ferry.path("my config.yaml").display().to_string();
+    std::fs::copy(&config, &copy).expect("there is a config");
+    let escaped = copy.replace(' ', "\\ ");
+    for typed in [format!("\"{copy}\""), format!("'{copy}'"), escaped] {
+        let line = format!("blobferry -c {typed} sync a");
+        assert_eq!(offered(ferry, &line).await, ["app"], "{line}");
+    }
+}
+
 #[tokio::test]
 async fn tab_offers_routes_and_tags_with_a_daemon_and_without() {
     let stage = Stage::with_route(Program::Distribution2, json!({})).await;
@@ -67,6 +79,7 @@ async fn tab_offers_routes_and_tags_with_a_daemon_and_without() {
     }
     stage.ferry.sync(&[]).await.expect(0);
     assert_known_are_offered(&stage).await;
+    assert_config_with_a_space_is_asked(&stage.ferry).await;
     let _daemon = stage.ferry.start_ready().await;
     assert_known_are_offered(&stage).await;
 }
