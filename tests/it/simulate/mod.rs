@@ -104,6 +104,8 @@ const ONCE_FAILED: &[u64] = &[
     12004944,
     // The oracle did not know that a decision may come after the release of all.
     16002721,
+    // The oracle did not know that a naming goes on after a reload by which its tag may move.
+    28134051010144,
     3861,     // The oracle took what a person had accepted for a conflict.
     10001963, // A corrupt upload was left behind where no other could be opened.
     10007192, // The oracle asked a way back for signatures that production never had.

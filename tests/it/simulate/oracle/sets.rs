@@ -80,12 +80,16 @@ impl Oracle {
             });
             same.all(|rules| rules.takes(&place.tag) && rules.set.as_ref() == Some(set))
         };
+        // A naming that began while the tag was fixed goes on after a reload.
+        let was_fixed = former
+            .iter()
+            .any(|rules| rules.set.as_ref() == Some(set) && !rules.is_moving(&place.tag));
         let moving = is_moving(&members, &place.tag);
         members.retain(always_takes);
-        if moving {
-            self.judge_common_version(&members, place, digest);
-        } else {
+        if !moving {
             self.judge_presence(&members, place);
+        } else if !was_fixed {
+            self.judge_common_version(&members, place, digest);
         }
     }
 
